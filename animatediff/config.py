@@ -1,0 +1,113 @@
+"""One YAML per run, checked against a dataclass: unknown keys are refused with the nearest known name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from animatediff.errors import UserError, one_line
+from animatediff.files import atomic_path
+
+T = TypeVar("T")
+
+
+def load_config(schema: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
+    """The dataclass `schema` filled from the YAML file at `path`, then from `key=value` strings.
+
+    Nested keys are written `part.key=value`. Types come from the dataclass. UserError on a missing file, invalid
+    YAML, an unknown key (with the nearest known one) or a value of the wrong type.
+    """
+    config = OmegaConf.structured(schema)
+    if path is not None:
+        config = _merge(config, _read_yaml(Path(path)), source=str(path))
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{override}' is not an override; write key=value, for example seed=7")
+        config = _merge(config, _parse_override(override), source=override)
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(f"{path or 'the configuration'} lacks a value for {', '.join(missing)}")
+    return OmegaConf.to_object(config)  # type: ignore[return-value]
+
+
+def update_config(config: T, values: dict[str, Any], source: str) -> T:
+    """A copy of the dataclass instance `config` with `values` (a possibly nested mapping) laid over it."""
+    merged = _merge(OmegaConf.structured(config), OmegaConf.create(values), source=source)
+    return OmegaConf.to_object(merged)  # type: ignore[return-value]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The dataclass instance `config` as plain Python containers (JSON-serialisable)."""
+    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)  # type: ignore[return-value]
+
+
+def to_yaml(config: Any) -> str:
+    """The dataclass instance `config` as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def save_config(config: Any, path: str | Path) -> None:
+    """Write the resolved `config` as YAML, atomically."""
+    with atomic_path(path) as part:
+        part.write_text(to_yaml(config), encoding="utf-8")
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A hint that names the known name nearest to `name`, or lists them all when none is near."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+
+
+def _read_yaml(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"no configuration file at {path}; see the files in configs/")
+    try:
+        loaded = OmegaConf.load(path)
+    except Exception as error:  # yaml raises a family of unrelated classes
+        raise UserError(f"{path} is not valid YAML ({one_line(error)})") from error
+    if not OmegaConf.is_dict(loaded):
+        raise UserError(f"{path} holds a list, expected key: value lines")
+    return loaded
+
+
+def _parse_override(override: str) -> Any:
+    try:
+        return OmegaConf.from_dotlist([override])
+    except Exception as error:
+        raise UserError(f"'{override}' is not a valid key=value override ({one_line(error)})") from error
+
+
+def _merge(base: Any, update: Any, source: str) -> Any:
+    _check_keys(base, update, source)
+    try:
+        return OmegaConf.merge(base, update)
+    except ConfigKeyError as error:
+        raise UserError(f"unknown key in {source}: {one_line(error)}") from error
+    except OmegaConfBaseException as error:
+        where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
+        raise UserError(f"bad value in {source}: {where}{one_line(str(error).splitlines()[0])}") from error
+
+
+def _check_keys(base: Any, update: Any, source: str, prefix: str = "") -> None:
+    """Refuse keys of `update` that the structured `base` does not have."""
+    for key in update:
+        if OmegaConf.get_type(base) is dict:
+            return
+        if key not in base:
+            raise UserError(
+                f"unknown key '{prefix}{key}' in {source}; {nearest(str(key), [str(k) for k in base])}"
+            )
+        if (
+            OmegaConf.is_dict(update)
+            and not OmegaConf.is_missing(update, key)
+            and OmegaConf.is_dict(update[key])
+        ):
+            if not OmegaConf.is_dict(base[key]):
+                raise UserError(f"'{prefix}{key}' in {source} takes one value, not keys of its own")
+            _check_keys(base[key], update[key], source, f"{prefix}{key}.")
