@@ -100,14 +100,8 @@ def _check_keys(base: Any, update: Any, source: str, prefix: str = "") -> None:
         if OmegaConf.get_type(base) is dict:
             return
         if key not in base:
-            raise UserError(
-                f"unknown key '{prefix}{key}' in {source}; {nearest(str(key), [str(k) for k in base])}"
-            )
-        if (
-            OmegaConf.is_dict(update)
-            and not OmegaConf.is_missing(update, key)
-            and OmegaConf.is_dict(update[key])
-        ):
+            raise UserError(f"unknown key '{prefix}{key}' in {source}; {nearest(str(key), [str(k) for k in base])}")
+        if OmegaConf.is_dict(update) and not OmegaConf.is_missing(update, key) and OmegaConf.is_dict(update[key]):
             if not OmegaConf.is_dict(base[key]):
                 raise UserError(f"'{prefix}{key}' in {source} takes one value, not keys of its own")
             _check_keys(base[key], update[key], source, f"{prefix}{key}.")
