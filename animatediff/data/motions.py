@@ -155,9 +155,9 @@ def sample_motion(seed: int, split: str = "train", family: str | None = None, fr
     """A motion drawn from `seed`: the same in every process, on every machine.
 
     The primary parameter, `phase` in [0, 1), is the direction of a line, pan, zigzag or drift, the starting point of
-    an arc or orbit (a full circle), the horizontal speed of a bounce, the side of the focus for a zoom. Phases in every sixth of 24
-    equal sectors belong to `split="heldout"`, the others to `split="train"`: directions 75 to 90 degrees, for
-    example, are never trained on. `family` is drawn too where None.
+    an arc or orbit (a full circle), the horizontal speed of a bounce, the side of the focus for a zoom. Phases in
+    every sixth of 24 equal sectors belong to `split="heldout"`, the others to `split="train"`: directions 75 to 90
+    degrees, for example, are never trained on. `family` is drawn too where None.
     """
     if split not in SPLITS:
         raise ValueError(f"split is '{split}', expected one of {', '.join(SPLITS)}")
