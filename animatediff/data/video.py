@@ -1,0 +1,165 @@
+"""Reading a reference clip: which frames are taken, at which size, in which range.
+
+The published rule: frames by linspace over the whole clip, truncated to whole numbers, then a bilinear resize on
+uint8 with aligned corners (Cai et al., arXiv 2503.19369, released preprocessing).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from animatediff.data.decode import Recounted, open_source
+from animatediff.errors import UserError
+
+FITS = ("stretch", "crop", "pad", "auto")
+_SLACK = 1e-4  # seconds by which a time may miss a frame's border and still count as on it
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames taken from a video, with where they came from."""
+
+    frames: np.ndarray  # uint8 [f, h, w, 3] RGB, upright
+    fps: float  # frames per second of the source (the average, where the rate varies)
+    indices: tuple[int, ...]  # number of each frame in the source, in presentation order
+    times: tuple[float, ...]  # seconds of each frame in the source, its first frame at 0
+    total: int  # frames in the source
+    warnings: tuple[str, ...] = ()  # what a user should be told, one line each
+
+
+def read_frames(
+    path: str | Path,
+    num_frames: int | None = 16,
+    *,
+    start: float | None = None,
+    duration: float | None = None,
+    max_frames: int | None = None,
+    backend: str = "auto",
+) -> Clip:
+    """Read frames of a video file, an animated GIF, one image, or a folder of images (natural order, 8 fps).
+
+    `num_frames` frames are spread over the clip, or over the part on screen from `start` for `duration` (seconds);
+    None takes every frame, at most the first `max_frames`. With fewer frames than asked, frames repeat and a
+    warning says so. Rotation flags are applied, grey becomes RGB, alpha is laid over black (the alpha plane of
+    WebM is ignored). `backend` is "auto" (decord where it is installed and known to give the same pixels, PyAV
+    otherwise), "decord" (the same, refused where it is not installed) or "pyav". Nothing that is damaged past the
+    first frame stops the reading: what decodes is used, with a warning. UserError for everything else.
+    """
+    path = Path(path)
+    for name, value in (("num_frames", num_frames), ("max_frames", max_frames)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}, expected 1 or more")
+    source = open_source(path, backend)
+    try:
+        numbers = _choose(path, source.times, source.fps, num_frames, start, duration)
+        frames = source.read(numbers[:max_frames])
+    except Recounted:
+        numbers = _choose(path, source.times, source.fps, num_frames, start, duration)
+        frames = source.read(numbers[:max_frames])
+    warnings = list(source.warnings)
+    distinct = len(set(numbers))
+    if distinct == 1 and num_frames != 1:
+        warnings.append(
+            f"{path} gives 1 frame, so there is no motion to take" + (", it is repeated" * bool(num_frames))
+        )
+    elif num_frames is not None and distinct < num_frames:
+        warnings.append(f"{path} gives {distinct} frames where {num_frames} were asked for; frames are repeated")
+    if max_frames is not None and len(numbers) > max_frames:
+        warnings.append(f"only the first {max_frames} of {len(numbers)} frames of {path} are used")
+        numbers = numbers[:max_frames]
+    times = tuple(source.times[i] for i in numbers)
+    return Clip(frames, source.fps, tuple(numbers), times, len(source.times), tuple(warnings))
+
+
+def sample_indices(total: int, num_frames: int) -> np.ndarray:
+    """The published sampling: int64 [num_frames], linspace over 0..total-1 truncated (60, 16 -> 0, 3, 7, 11, ...)."""
+    return np.linspace(0, total - 1, num_frames, dtype=int)
+
+
+def _choose(
+    path: Path, times: list[float], fps: float, num_frames: int | None, start: float | None, duration: float | None
+) -> list[int]:
+    """Numbers of the frames to read, ascending."""
+    begin, end = 0.0 if start is None else float(start), times[-1] + 1 / fps
+    if not math.isfinite(begin) or begin < 0:
+        raise UserError(f"start is {start}, expected seconds from the beginning of the clip, 0 or more")
+    if begin >= end - _SLACK:
+        raise UserError(f"start is {start} s, but {path} is {end:.2f} s long; give a smaller start")
+    if duration is not None and not duration > 0:
+        raise UserError(f"duration is {duration}, expected seconds above 0; leave it out for the whole clip")
+    stop = end if duration is None else begin + duration
+    # A frame is on screen from its own time until the next frame's.
+    first = max(i for i, time in enumerate(times) if time <= begin + _SLACK)
+    last = max(first, max(i for i, time in enumerate(times) if time < stop - _SLACK or i == 0))
+    if num_frames is None:
+        return list(range(first, last + 1))
+    return [first + int(i) for i in sample_indices(last - first + 1, num_frames)]
+
+
+def resolve_size(
+    frame_height: int, frame_width: int, height: int, width: int, fit: str = "stretch", multiple: int = 8
+) -> tuple[int, int]:
+    """The (height, width) to work at, for frames of the given size and the configured `height` and `width`.
+
+    `auto` takes the frames' aspect ratio at the configured area, each side rounded to the nearest `multiple`. The
+    other fits take the configured size as it is; UserError where that is no multiple of what the network takes.
+    """
+    if fit not in FITS:
+        raise UserError(f"fit is '{fit}', expected one of {', '.join(FITS)}")
+
+    def nearest(side: float) -> int:
+        return max(multiple, math.floor(side / multiple + 0.5) * multiple)
+
+    if height < 1 or width < 1:
+        raise UserError(f"height x width is {height}x{width}, expected multiples of {multiple}")
+    if fit == "auto":
+        scale = math.sqrt(height * width / (frame_height * frame_width))
+        return nearest(frame_height * scale), nearest(frame_width * scale)
+    if height % multiple or width % multiple:
+        raise UserError(
+            f"height x width is {height}x{width}, expected multiples of {multiple}; "
+            f"the nearest are {nearest(height)}x{nearest(width)}"
+        )
+    return height, width
+
+
+def fit_frames(frames: np.ndarray | torch.Tensor, height: int, width: int, fit: str = "stretch") -> torch.Tensor:
+    """Frames uint8 [f, h, w, 3] as the VAE takes them: float32 [f, 3, height, width] in [-1, 1].
+
+    `stretch` is the published preprocessing: both sides are scaled freely. `crop` cuts the centre to the asked
+    aspect ratio first; `pad` keeps the whole frame, centred on black. `auto` crops: with the size that
+    `resolve_size` gives there is less than one `multiple` to cut.
+    """
+    if fit not in FITS:
+        raise UserError(f"fit is '{fit}', expected one of {', '.join(FITS)}")
+    pixels = torch.as_tensor(frames).permute(0, 3, 1, 2)  # f h w 3 -> f 3 h w
+    h, w = pixels.shape[-2:]
+    if fit == "stretch":
+        return _normalise(_resize(pixels, height, width))
+    if fit == "pad":
+        scale = min(height / h, width / w)
+        inner_h, inner_w = (max(1, min(side, round(own * scale))) for own, side in ((h, height), (w, width)))
+        top, left = (height - inner_h) // 2, (width - inner_w) // 2
+        margins = (left, width - inner_w - left, top, height - inner_h - top)
+        return _normalise(F.pad(_resize(pixels, inner_h, inner_w), margins))
+    cut_h, cut_w = max(1, min(h, round(w * height / width))), max(1, min(w, round(h * width / height)))
+    top, left = (h - cut_h) // 2, (w - cut_w) // 2
+    return _normalise(_resize(pixels[..., top : top + cut_h, left : left + cut_w], height, width))
+
+
+def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """uint8 [f, 3, h, w] -> uint8 [f, 3, height, width]: bilinear, corners aligned, rounded to whole levels."""
+    if pixels.shape[-2:] == (height, width):
+        return pixels
+    return F.interpolate(pixels.cpu().contiguous(), (height, width), mode="bilinear", align_corners=True)
+
+
+def _normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 0..255 -> float32 -1..1."""
+    return pixels / 127.5 - 1
