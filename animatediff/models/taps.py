@@ -1,0 +1,56 @@
+"""Scoped access to the inside of a network: `capture` reads submodules' outputs, `inject` swaps submodules.
+
+Both are context managers over explicitly given modules and leave nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+@contextmanager
+def capture(
+    modules: Mapping[str, nn.Module], keep: Callable[[Any], Any] = lambda output: output
+) -> Iterator[dict[str, Any]]:
+    """Yield a dictionary that fills, while the network runs, with `keep(output)` of each of `modules`.
+
+    The keys are those of `modules`. A module that runs twice leaves its last output. Gradients flow through what
+    was captured; the network computes exactly what it computes without `capture`.
+    """
+    outputs: dict[str, Any] = {}
+
+    def recorder(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            outputs[name] = keep(output)
+
+        return record
+
+    handles = [module.register_forward_hook(recorder(name)) for name, module in modules.items()]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def inject(root: nn.Module, replacements: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Inside the block, the submodules of `root` at the given dotted paths are `replacements`.
+
+    Replacements are made in the order given (a child before a parent that holds it) and undone in reverse, also
+    when the block ends with an exception. AttributeError where a path does not exist; then nothing is replaced.
+    """
+    originals = {path: root.get_submodule(path) for path in replacements}
+    replaced: list[str] = []
+    try:
+        for path, module in replacements.items():
+            root.set_submodule(path, module)
+            replaced.append(path)
+        yield
+    finally:
+        for path in reversed(replaced):
+            root.set_submodule(path, originals[path])
