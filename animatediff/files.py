@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,10 +35,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def remove_stale_parts(folder: str | Path) -> None:
-    """Delete temporary files that killed processes left in `folder` (their process no longer runs)."""
+    """Delete temporary files and folders that killed processes left in `folder` (their process no longer runs)."""
     for part in Path(folder).glob(".part-*"):
         pid = part.name.split("-")[1]
-        if pid.isdigit() and not _alive(int(pid)):
+        if not pid.isdigit() or _alive(int(pid)):
+            continue
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
             part.unlink(missing_ok=True)
 
 

@@ -1,0 +1,146 @@
+"""Writing results: H.264, GIF, PNG frames, side-by-side, and file names made from what a user typed.
+
+Frames are uint8 [f, h, w, 3] RGB everywhere. Every file appears whole or not at all; a full disk or a folder that
+cannot be written is a UserError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import unicodedata
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import Colorspace, Interpolation
+from PIL import Image
+
+from animatediff.errors import UserError, describe_os_error
+from animatediff.files import atomic_path
+
+_BT709 = 1  # the number of BT.709 in H.264's tables of primaries, transfer and matrix
+_LIMITED = 1
+_VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
+_QUALITY = {"crf": "14", "preset": "slow", "threads": "1"}  # one thread: the same frames give the same bytes
+_FRAME_NAME = re.compile(r"\d{5}\.png")
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+
+
+def save_video(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
+    """Write H.264 (yuv420p, BT.709, index at the front) that a browser plays; the container follows the suffix.
+
+    H.264 takes even sides only: an odd side gains one row or column, a copy of its last one. The same frames and
+    rate give the same bytes.
+    """
+    frames, rate = _checked(frames), _rate(fps)
+    if Path(path).suffix.lower() not in _VIDEO_SUFFIXES:
+        raise UserError(f"cannot write a video as {path}; end the name in {', '.join(_VIDEO_SUFFIXES)}")
+    height, width = frames.shape[1:3]
+    padded = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    smooth = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+    options = {"movflags": "+faststart", "fflags": "+bitexact"}
+    with atomic_path(path) as part:
+        try:
+            with av.open(f"file:{part.absolute()}", "w", container_options=options) as container:
+                stream = container.add_stream("libx264", rate=rate, options=_QUALITY)
+                stream.height, stream.width, stream.pix_fmt = padded.shape[1], padded.shape[2], "yuv420p"
+                codec = stream.codec_context
+                codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
+                codec.color_range = _LIMITED
+                for rgb in padded:
+                    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+                    yuv = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, interpolation=smooth)
+                    container.mux(stream.encode(yuv))
+                container.mux(stream.encode())
+        except av.FFmpegError as error:
+            if isinstance(error, OSError) and error.errno:
+                raise  # a full disk and its like: atomic_path tells it in one line
+            raise UserError(f"writing {path} failed: {error.strerror}") from error
+
+
+def save_gif(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
+    """Write a GIF that loops for ever, 256 colours per frame.
+
+    GIF counts in hundredths of a second, so delays alternate to keep the rate right on average; viewers play
+    nothing faster than 50 fps. Frames equal to the one before become one longer frame.
+    """
+    frames, rate = _checked(frames), _rate(fps)
+    ends = [round(100 * i / rate) for i in range(len(frames) + 1)]
+    delays = [10 * max(2, later - earlier) for earlier, later in pairwise(ends)]
+    images = [Image.fromarray(rgb).quantize(256, Image.Quantize.MEDIANCUT) for rgb in frames]
+    with atomic_path(path) as part:
+        images[0].save(part, "GIF", save_all=True, append_images=images[1:], duration=delays, loop=0)
+
+
+def save_frames(folder: str | Path, frames: np.ndarray) -> None:
+    """Write `folder`/00000.png, 00001.png, ...; a folder of such frames is replaced, any other is refused."""
+    frames, folder = _checked(frames), Path(folder)
+    part = folder.with_name(f".part-{os.getpid()}-{folder.name}")
+    old = folder.with_name(f".part-{os.getpid()}-old-{folder.name}")
+    if folder.exists() and not _holds_only_frames(folder):
+        raise UserError(f"{folder} holds other files than frames, so it is not replaced; move it or choose another")
+    try:
+        part.mkdir(parents=True)
+        for i, rgb in enumerate(frames):
+            Image.fromarray(rgb).save(part / f"{i:05d}.png")
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(part, folder)
+    except OSError as error:
+        raise describe_os_error(error, f"writing {folder}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def side_by_side(reference: np.ndarray, output: np.ndarray) -> np.ndarray:
+    """Reference left, output right, uint8 [f_out, h_out, w, 3].
+
+    The reference is scaled to the output's height in its own aspect ratio, and of its frames the one nearest in
+    relative time is shown (both clips run from start to end).
+    """
+    reference, output = _checked(reference), _checked(output)
+    nearest = np.rint(np.linspace(0, len(reference) - 1, len(output))).astype(int)
+    height = output.shape[1]
+    size = max(1, round(reference.shape[2] * height / reference.shape[1])), height
+    left = [np.asarray(Image.fromarray(reference[i]).resize(size, Image.Resampling.BILINEAR)) for i in nearest]
+    return np.concatenate([np.stack(left), output], axis=2)  # joined on the width
+
+
+def safe_name(text: str, max_length: int = 60) -> str:
+    """A file name for `text`: ASCII lower-case letters, digits, `_` and `-`, at most `max_length` (20 or more).
+
+    Words are joined by `-`. Where that loses anything (capitals, accents, punctuation, length, a name Windows
+    reserves), `--` and twelve digits of the text's SHA-256 follow. No other name holds `--`, so two texts share a
+    name only if they are equal.
+    """
+    if max_length < 20:
+        raise ValueError(f"max_length is {max_length}, expected 20 or more")
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    slug = re.sub(r"[^a-z0-9_]+", "-", ascii_text.lower()).strip("-")
+    if slug and slug.replace("-", " ") == text and len(slug) <= max_length and slug not in _RESERVED:
+        return slug
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    words = slug[: max_length - len(digest) - 2].strip("-")
+    return f"{words or 'untitled'}--{digest}"
+
+
+def _checked(frames: np.ndarray) -> np.ndarray:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(f"frames are {frames.dtype} {list(frames.shape)}, expected uint8 [f, h, w, 3]")
+    return frames
+
+
+def _rate(fps: float) -> Fraction:
+    if not 0.01 <= fps <= 1000:
+        raise UserError(f"fps is {fps}, expected 0.01 to 1000")
+    return Fraction(fps).limit_denominator(1001)
+
+
+def _holds_only_frames(folder: Path) -> bool:
+    return folder.is_dir() and all(_FRAME_NAME.fullmatch(entry.name) for entry in folder.iterdir())
