@@ -51,18 +51,18 @@ class Adapter(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        sites: dict[str, int],
+        site_channels: dict[str, int],
         use_scaler: bool = True,
         scaler_bias: float = 0.0,
-        overrides: dict[str, list[int]] | None = None,
+        override_shapes: dict[str, list[int]] | None = None,
     ) -> None:
-        """sites: path -> channels. scaler_bias: initial bias of the scalers' last convolution. overrides: path -> shape."""
+        """site_channels: path -> channels. scaler_bias: start of the scalers' last bias. override_shapes: path -> shape."""
         super().__init__()
         self.sites = nn.ModuleDict(
-            {_to_key(path): Site(dim, use_scaler, scaler_bias) for path, dim in sites.items()}
+            {_to_key(path): Site(dim, use_scaler, scaler_bias) for path, dim in site_channels.items()}
         )
         self.overrides = nn.ParameterDict(
-            {_to_key(path): nn.Parameter(torch.empty(shape), False) for path, shape in (overrides or {}).items()}
+            {_to_key(path): nn.Parameter(torch.empty(shape), False) for path, shape in (override_shapes or {}).items()}
         )
 
     @classmethod
