@@ -33,8 +33,7 @@ class Reference:
     def to(self, *args: torch.device | torch.dtype | str) -> Reference:
         """This reference on another device or in another dtype (arguments as of torch.Tensor.to)."""
         moved = {
-            name: replace(site, features=tuple(r.to(*args) for r in site.features))
-            for name, site in self.sites.items()
+            name: replace(site, features=tuple(r.to(*args) for r in site.features)) for name, site in self.sites.items()
         }
         return replace(self, sites=moved)
 
@@ -61,9 +60,8 @@ class Adapter(ModelMixin, ConfigMixin):
         self.sites = nn.ModuleDict(
             {_to_key(path): Site(dim, use_scaler, scaler_bias) for path, dim in site_channels.items()}
         )
-        self.overrides = nn.ParameterDict(
-            {_to_key(path): nn.Parameter(torch.empty(shape), False) for path, shape in (override_shapes or {}).items()}
-        )
+        self.overrides = nn.ParameterDict()
+        self.set_overrides({path: torch.empty(shape) for path, shape in (override_shapes or {}).items()})
 
     @classmethod
     def for_unet(
@@ -78,7 +76,7 @@ class Adapter(ModelMixin, ConfigMixin):
             for own, attention in zip(site.attentions, (block.attn1, block.attn2), strict=True):
                 for name in ("to_q", "to_k", "to_v"):
                     getattr(own, name).load_state_dict(getattr(attention, name).state_dict())
-        return adapter.to(device=unet.device, dtype=unet.dtype)
+        return nn.Module.to(adapter, unet.device, unet.dtype)
 
     def named_sites(self) -> Iterator[tuple[str, Site]]:
         """(path of the backbone's temporal block, Site), in the order of the backbone."""
@@ -89,6 +87,13 @@ class Adapter(ModelMixin, ConfigMixin):
         """(path of the backbone's parameter, value that replaces it in generation)."""
         for key, value in self.overrides.items():
             yield _to_path(key), value
+
+    def set_overrides(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Replace all overrides: path of a backbone parameter -> the value it has in generation."""
+        self.overrides = nn.ParameterDict(
+            {_to_key(path): nn.Parameter(value.clone(), requires_grad=False) for path, value in values.items()}
+        )
+        self.register_to_config(override_shapes={path: list(value.shape) for path, value in values.items()})
 
     def part(self, name: str) -> list[nn.Parameter]:
         """The parameters of one of PARTS over all sites (the paper's ablations train some of them)."""
@@ -128,9 +133,7 @@ def extract(
     frame_norms = {path: unet.get_submodule(path.rsplit(".transformer_blocks", 1)[0]).norm for path in paths}
     with capture(norms) as features, capture(frame_norms, keep=lambda maps: tuple(maps.shape[-2:])) as sizes:
         unet(latents, timestep, text.repeat_interleave(latents.shape[2], dim=0))
-    sites = {
-        path: SiteFeatures((features[f"{path}.0"], features[f"{path}.1"]), sizes[path]) for path in paths
-    }
+    sites = {path: SiteFeatures((features[f"{path}.0"], features[f"{path}.1"]), sizes[path]) for path in paths}
     return Reference(sites, latents.shape[2], (latents.shape[3], latents.shape[4]))
 
 

@@ -61,9 +61,7 @@ class Site(nn.Module):
         for attention, r in zip(self.attentions, reference.features, strict=True):
             p = sinusoidal_positions(r.shape[1], r.shape[2], r)
             half = self.scaler.reference_half(r, reference.size) if self.scaler is not None else None
-            memories.append(
-                Memory(attention.to_k(r), attention.to_v(r), attention.to_k(p), attention.to_v(p), half)
-            )
+            memories.append(Memory(attention.to_k(r), attention.to_v(r), attention.to_k(p), attention.to_v(p), half))
         return tuple(memories)
 
     def scale_map(self, y: torch.Tensor, memory: Memory, size: tuple[int, int]) -> torch.Tensor:
