@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise describe_os_error(error, f"writing {path}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # gone already, or never made
+            part.unlink()
 
 
 def remove_stale_parts(folder: str | Path) -> None:

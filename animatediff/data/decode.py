@@ -135,12 +135,13 @@ class VideoSource:
                 return None
             if not packets or not packets[0][1] or 0 < stream.frames != len(packets):
                 return None
+        decord = decord and _closed_groups(packets) and self._rotation() == 0
         packets.sort()
         stamps = [stamp for stamp, _ in packets]
         if len(set(stamps)) < len(stamps) or not packets[0][1]:
             return None
         keys = [i for i, (_, is_key) in enumerate(packets) if is_key]
-        return Index(stamps, keys, seekable=True, decord=decord and self._rotation() == 0)
+        return Index(stamps, keys, seekable=True, decord=decord)
 
     def _rotation(self) -> int:
         with _opened(self.path) as (container, stream):
@@ -187,6 +188,19 @@ class VideoSource:
             height, width = frames[0].shape[:2]
             frames = [np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.BILINEAR)) for f in frames]
         return np.stack(frames)
+
+
+def _closed_groups(packets: list[tuple[int, bool]]) -> bool:
+    """Whether no packet, in decoding order, is shown before a key frame that it follows.
+
+    decord 0.6 mistakes frames around such key frames (open groups of pictures) after a seek.
+    """
+    newest_key = packets[0][0]
+    for stamp, is_key in packets:
+        if stamp < newest_key:
+            return False
+        newest_key = stamp if is_key else newest_key
+    return True
 
 
 def _plain_walk(
