@@ -1,4 +1,4 @@
-"""The trainable whole: where the reference enters, what is trained there, and EfficientMT = frozen backbone + adapter."""
+"""The trainable whole: where the reference enters, what is trained there; EfficientMT = frozen backbone + adapter."""
 
 from __future__ import annotations
 
@@ -30,12 +30,9 @@ class Reference:
     num_frames: int
     latent_size: tuple[int, int]
 
-    def to(self, *args: torch.device | torch.dtype | str) -> Reference:
-        """This reference on another device or in another dtype (arguments as of torch.Tensor.to)."""
-        moved = {
-            name: replace(site, features=tuple(r.to(*args) for r in site.features)) for name, site in self.sites.items()
-        }
-        return replace(self, sites=moved)
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Reference:
+        """This reference on another device, in another dtype, or both."""
+        return replace(self, sites={path: site.to(device, dtype) for path, site in self.sites.items()})
 
 
 class Adapter(ModelMixin, ConfigMixin):
@@ -55,7 +52,7 @@ class Adapter(ModelMixin, ConfigMixin):
         scaler_bias: float = 0.0,
         override_shapes: dict[str, list[int]] | None = None,
     ) -> None:
-        """site_channels: path -> channels. scaler_bias: start of the scalers' last bias. override_shapes: path -> shape."""
+        """site_channels: path -> channels. scaler_bias: start of the last bias. override_shapes: path -> shape."""
         super().__init__()
         self.sites = nn.ModuleDict(
             {_to_key(path): Site(dim, use_scaler, scaler_bias) for path, dim in site_channels.items()}
@@ -83,7 +80,7 @@ class Adapter(ModelMixin, ConfigMixin):
         for key, site in self.sites.items():
             yield _to_path(key), site  # type: ignore[misc]
 
-    def named_overrides(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def named_overrides(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(path of the backbone's parameter, value that replaces it in generation)."""
         for key, value in self.overrides.items():
             yield _to_path(key), value
@@ -147,7 +144,7 @@ def integrated(unet: UNetMotionModel, adapter: Adapter, reference: Reference) ->
     if missing:
         raise UserError(f"the reference has no features for {missing[0]}; extract it with this adapter")
     blocks = {
-        path: IntegratedBlock(unet.get_submodule(path), site, reference.sites[path])  # type: ignore[arg-type]
+        path: IntegratedBlock(unet.get_submodule(path), site, reference.sites[path])
         for path, site in adapter.named_sites()
     }
     with inject(unet, _overridden(unet, adapter)), inject(unet, blocks):

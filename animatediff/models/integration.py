@@ -26,6 +26,11 @@ class SiteFeatures:
     features: tuple[torch.Tensor, torch.Tensor]
     size: tuple[int, int]
 
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SiteFeatures:
+        """These features on another device, in another dtype, or both."""
+        first, second = (r.to(device=device, dtype=dtype) for r in self.features)
+        return SiteFeatures((first, second), self.size)
+
 
 class Memory(NamedTuple):
     """What one attention needs of the reference; constant over sampling steps and guidance halves."""
@@ -88,8 +93,8 @@ class IntegratedBlock(nn.Module):
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         """hidden_states ((n b h w) f c), b the reference's batch; returns the same shape."""
         block, x = self.block, hidden_states
-        steps = zip((block.norm1, block.norm2), (block.attn1, block.attn2), self.site.attentions, self.memories)  # noqa: B905
-        for norm, attention, projections, memory in steps:
+        stages = ((block.norm1, block.attn1), (block.norm2, block.attn2))
+        for (norm, attention), projections, memory in zip(stages, self.site.attentions, self.memories, strict=True):
             y = norm(x)
             a = self.site.scale_map(y, memory, self.size)
             x = x + integrated_attention(block.pos_embed(y), a, attention, projections, memory)

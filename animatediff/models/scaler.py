@@ -7,6 +7,7 @@ generated, one number per frame and position.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +32,7 @@ class Scaler(nn.Module):
         super().__init__()
         widths = (2 * dim, 2 * dim // 8, 2 * dim // 32, 1)
         self.dim = dim
-        self.spatial_convs = nn.ModuleList(
-            nn.Conv2d(i, o, 3, padding=1) for i, o in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.spatial_convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths))
         nn.init.zeros_(self.spatial_convs[-1].weight)
         nn.init.constant_(self.spatial_convs[-1].bias, initial_bias)
 
