@@ -176,13 +176,20 @@ class EfficientMT(nn.Module):
 
 
 def _overridden(unet: UNetMotionModel, adapter: Adapter) -> dict[str, nn.Module]:
-    """Copies of the backbone's modules that an override concerns, sharing every parameter that none replaces."""
+    """Copies of the backbone's modules that an override concerns, sharing every parameter that none replaces.
+
+    A module that LoRA wraps keeps its LoRA: the copy takes the place of the wrapped base layer.
+    """
     copies: dict[str, nn.Module] = {}
     for path, value in adapter.named_overrides():
         owner, _, name = path.rpartition(".")
+        if hasattr(unet.get_submodule(owner), "base_layer"):
+            owner += ".base_layer"
         if owner not in copies:
-            copies[owner] = copy.copy(unet.get_submodule(owner))
-            copies[owner]._parameters = dict(copies[owner]._parameters)
+            module = copies[owner] = copy.copy(unet.get_submodule(owner))
+            module._parameters = dict(module._parameters)
+            for hook in ("forward", "_old_forward", "_hf_hook"):  # offloading hooks are bound to the original
+                module.__dict__.pop(hook, None)
         copies[owner]._parameters[name] = value
     return copies
 

@@ -117,8 +117,8 @@ def load_original_adapter(model: EfficientMT, state_dict: Mapping[str, object], 
     _refuse(source, "the backbone's parameters", unexpected=[key for key in rest if key not in parameters])
     wrong = [(key, value, parameters[key]) for key, value in rest.items() if value.shape != parameters[key].shape]
     _refuse(source, "the backbone's parameters", shapes=wrong)
-    overrides = {key: value for key, value in rest.items() if not _equal(value, parameters[key])}
-    model.adapter.set_overrides(overrides)
+    differing = {_owner(key) for key, value in rest.items() if not _equal(value, parameters[key])}
+    model.adapter.set_overrides({key: value for key, value in rest.items() if _owner(key) in differing})
 
 
 def original_adapter_state(adapter: Adapter) -> StateDict:
@@ -178,9 +178,9 @@ def load_exactly(
         ],
         looks=describe_contents(state),
     )
-    with torch.no_grad():
-        for key in wanted:
-            own[key].copy_(state[key])
+    on_meta = any(own[key].is_meta for key in wanted)
+    values = {key: state[key].to(own[key].dtype) for key in wanted}
+    module.load_state_dict(values, strict=False, assign=on_meta)
 
 
 def describe_contents(keys: Iterable[str]) -> str:
@@ -225,6 +225,10 @@ def _renamed(rest: str, table: Mapping[str, str]) -> str:
 def _site_to_block(key: str) -> str:
     """A Site's own parameter name -> its name inside a temporal block (attentions.0. -> attn1.)."""
     return key.replace("attentions.0.", "attn1.").replace("attentions.1.", "attn2.")
+
+
+def _owner(key: str) -> str:
+    return key.rpartition(".")[0]
 
 
 def _equal(value: torch.Tensor, parameter: torch.Tensor) -> bool:

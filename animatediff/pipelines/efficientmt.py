@@ -1,0 +1,126 @@
+"""EfficientMT as a diffusers pipeline: extract a clip's motion once, then generate from any number of prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AnimateDiffPipeline, AutoencoderKL, DDPMScheduler, SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
+from einops import rearrange
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from animatediff.errors import UserError
+from animatediff.models.adapter import Adapter, Reference, extract, integrated
+from animatediff.models.unet import MAX_FRAMES, VideoUNet
+
+REFERENCE_TIMESTEP = 400  # the published run's noise level of the reference pass
+
+
+class EfficientMTPipeline(AnimateDiffPipeline):
+    """diffusers' AnimateDiffPipeline whose generation can follow a Reference.
+
+    Schedulers, callbacks, negative prompts, FreeInit, LoRA, IP-Adapter, offloading and VAE slicing are diffusers'.
+    The motion modules live in `unet` only.
+    """
+
+    _optional_components = ["feature_extractor", "image_encoder"]  # noqa: RUF012
+    _exclude_from_cpu_offload = ["adapter"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: VideoUNet,
+        adapter: Adapter,
+        scheduler: SchedulerMixin,
+        feature_extractor: CLIPImageProcessor | None = None,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+    ) -> None:
+        super(AnimateDiffPipeline, self).__init__()  # its own __init__ would ask for a MotionAdapter
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            adapter=adapter,
+            scheduler=scheduler,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+        )
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.video_processor = VideoProcessor(do_resize=False, vae_scale_factor=self.vae_scale_factor)
+
+    @torch.no_grad()
+    def encode_video(
+        self, video: torch.Tensor, generator: torch.Generator | None = None, chunk_size: int = 16
+    ) -> torch.Tensor:
+        """Scaled latents (1 4 f h/8 w/8) of a video (f 3 h w) in [-1, 1], sampled from the VAE's posterior."""
+        device, dtype = self._execution_device, self.vae.dtype
+        moments = [
+            self.vae.encode(frames.to(device, dtype)).latent_dist.sample(generator)
+            for frames in video.split(chunk_size)
+        ]
+        return rearrange(torch.cat(moments), "f c h w -> 1 c f h w") * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def extract(
+        self,
+        video: torch.Tensor | None = None,
+        *,
+        timestep: int = REFERENCE_TIMESTEP,
+        generator: torch.Generator | None = None,
+        latents: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> Reference:
+        """The motion of a reference clip, once for all prompts, seeds and steps (EfficientMT, section 3.1).
+
+        video: (f 3 h w) in [-1, 1], as `animatediff.data.video.fit_frames` gives it. timestep: noise level of the
+        reference pass. latents: (1 4 f h w) clean and scaled, instead of `video`. noise: as latents; drawn from
+        `generator` if not given. UserError for more frames than the motion modules have positions.
+        """
+        if latents is None:
+            if video is None:
+                raise UserError("extract needs a video or its latents")
+            latents = self.encode_video(video, generator)
+        _check_frames(latents.shape[2])
+        device, dtype = self._execution_device, self.unet.dtype
+        latents = latents.to(device, dtype)
+        if noise is None:
+            noise = randn_tensor(latents.shape, generator=generator, device=device, dtype=dtype)
+        schedule = DDPMScheduler.from_config(self.scheduler.config)
+        noisy = schedule.add_noise(latents, noise.to(device, dtype), torch.tensor([timestep], device=device))
+        text, _ = self.encode_prompt("", device, 1, do_classifier_free_guidance=False)
+        reference = extract(self.unet, self.adapter, noisy, timestep, text)
+        self.maybe_free_model_hooks()
+        return reference
+
+    @torch.no_grad()
+    def __call__(
+        self, prompt: str | list[str] | None = None, *, reference: Reference | None = None, **kwargs: Any
+    ) -> Any:
+        """AnimateDiffPipeline's call, following `reference` where one is given.
+
+        Size and number of frames are the reference's; any other argument and the result are AnimateDiffPipeline's.
+        UserError where height, width or num_frames contradict the reference.
+        """
+        if reference is None:
+            _check_frames(kwargs.get("num_frames", 16))
+            return super().__call__(prompt, **kwargs)
+        height, width = (self.vae_scale_factor * side for side in reference.latent_size)
+        for name, value in (("num_frames", reference.num_frames), ("height", height), ("width", width)):
+            if kwargs.setdefault(name, value) != value:
+                raise UserError(
+                    f"{name} is {kwargs[name]}, but the reference was extracted with {value}; extract it again"
+                )
+        self.adapter.to(self._execution_device)
+        reference = reference.to(self._execution_device)
+        with integrated(self.unet, self.adapter, reference):
+            return super().__call__(prompt, **kwargs)
+
+
+def _check_frames(num_frames: int) -> None:
+    if not 1 <= num_frames <= MAX_FRAMES:
+        raise UserError(f"num_frames is {num_frames}, expected 1 to {MAX_FRAMES} (the motion modules' positions)")

@@ -1,0 +1,264 @@
+"""From weight files to components: the published layout, which the bundled miniature shares."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+)
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_clip_checkpoint,
+    convert_ldm_unet_checkpoint,
+    convert_ldm_vae_checkpoint,
+)
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from animatediff.config import nearest
+from animatediff.errors import UserError, one_line
+from animatediff.files import read_json
+from animatediff.models.adapter import Adapter, EfficientMT, site_paths
+from animatediff.models.checkpoints import (
+    StateDict,
+    adapter_sites,
+    describe_contents,
+    load_exactly,
+    load_original_adapter,
+    load_original_motion_modules,
+    read_state_dict,
+)
+from animatediff.models.unet import VideoUNet, build_unet
+from animatediff.pipelines.efficientmt import EfficientMTPipeline
+
+NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear", "steps_offset": 1}
+SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
+    "ddim": (DDIMScheduler, {"clip_sample": False}),
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
+    "euler": (EulerDiscreteScheduler, {}),
+    "euler_ancestral": (EulerAncestralDiscreteScheduler, {}),
+    "dpmsolver++": (DPMSolverMultistepScheduler, {}),
+    "lms": (LMSDiscreteScheduler, {}),
+}
+
+
+@dataclass
+class Weights:
+    """Where the files of one model lie. Empty paths are left out."""
+
+    pretrained_model_path: str = "models/miniature/StableDiffusion"  # diffusers folder: unet, vae, text_encoder, ...
+    motion_module_path: str = "models/miniature/Motion_Module/mm.safetensors"
+    dreambooth_path: str = ""  # original Stable Diffusion names: UNet, VAE, text encoder
+    ckpt_path: str = "models/miniature/Integrated_Attention"  # the adapter: a published .ckpt, or a saved folder
+    lora_paths: list[str] = field(default_factory=list)  # LoRA and MotionLoRA, in diffusers' formats
+    lora_scale: float = 1.0
+
+
+@dataclass
+class Components:
+    """A base model, loaded: everything but the adapter."""
+
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: VideoUNet
+
+
+def load_pipeline(
+    weights: Weights,
+    scheduler: str = "ddim",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> EfficientMTPipeline:
+    """The whole pipeline from published files (or files of that layout), on `device` in `dtype`."""
+    base = load_components(weights, dtype)
+    adapter = load_adapter(base.unet, weights.ckpt_path)
+    pipeline = EfficientMTPipeline(
+        base.vae, base.text_encoder, base.tokenizer, base.unet, adapter, build_scheduler(scheduler)
+    )
+    load_loras(pipeline, weights)
+    return pipeline.to(device)
+
+
+def load_components(weights: Weights, dtype: torch.dtype = torch.float32) -> Components:
+    """Base model, then motion module, then DreamBooth, each over the one before, as the published program does."""
+    folder = Path(weights.pretrained_model_path)
+    if not folder.is_dir():
+        raise UserError(f"no base model folder at {folder}; see models/README.md for what goes there")
+    unet_config = read_json(folder / "unet" / "config.json")
+    with init_empty_weights():
+        unet = build_unet(unet_config)
+        vae = AutoencoderKL.from_config(read_json(folder / "vae" / "config.json"))
+        text_encoder = CLIPTextModel(CLIPTextConfig(**read_json(folder / "text_encoder" / "config.json")))
+    for model in (unet, vae, text_encoder):
+        nn.Module.to(model, dtype)  # diffusers' own `to` warns of a loss of precision that none of these has
+
+    path, state = _read_component(folder / "unet", "diffusion_pytorch_model")
+    _load_spatial(unet, state, path)
+    path, state = _read_component(folder / "vae", "diffusion_pytorch_model")
+    load_exactly(vae, _modern_vae_names(state), path, expected="a VAE (AutoencoderKL)")
+    path, state = _read_component(folder / "text_encoder", "pytorch_model", "model")
+    _load_text_encoder(text_encoder, state, path)
+    load_original_motion_modules(unet, read_state_dict(weights.motion_module_path), weights.motion_module_path)
+    if weights.dreambooth_path:
+        _load_dreambooth(weights.dreambooth_path, unet, unet_config, vae, text_encoder)
+    for model in (unet, vae, text_encoder):
+        model.requires_grad_(False).eval()
+    return Components(vae, text_encoder, _load_tokenizer(folder / "tokenizer"), unet)
+
+
+def load_adapter(unet: VideoUNet, ckpt_path: str) -> Adapter:
+    """The adapter for `unet`: a folder written by `save_pretrained`, or a published checkpoint; "" gives a fresh one.
+
+    The sites are told by the file itself.
+    """
+    if not ckpt_path:
+        return Adapter.for_unet(unet)
+    path = Path(ckpt_path)
+    if path.is_dir():
+        return _load_saved_adapter(unet, path)
+    state = read_state_dict(path)
+    channels = adapter_sites(state)
+    if not channels:
+        raise UserError(
+            f"{path} holds no scaler weights, expected an EfficientMT adapter; it looks like {describe_contents(state)}"
+        )
+    known = site_paths(unet, "full")
+    unknown = sorted(channels.keys() - set(known))
+    if unknown:
+        raise UserError(
+            f"{path} is an adapter for {unknown[0]}, which this backbone does not have; expected {known[-1]} or others"
+        )
+    ordered = {site: channels[site] for site in known if site in channels}
+    model = EfficientMT(unet, adapter=Adapter(ordered))
+    load_original_adapter(model, state, str(path))
+    return nn.Module.to(model.adapter, unet.dtype).requires_grad_(False)
+
+
+def load_loras(pipeline: EfficientMTPipeline, weights: Weights) -> None:
+    """Load `weights.lora_paths` (LoRA and MotionLoRA) side by side, at one scale."""
+    names = [f"lora_{i}" for i in range(len(weights.lora_paths))]
+    for name, path in zip(names, weights.lora_paths, strict=True):
+        if not Path(path).exists():
+            raise UserError(f"no LoRA at {path}")
+        try:
+            pipeline.load_lora_weights(path, adapter_name=name)
+        except Exception as error:  # peft, diffusers and safetensors raise unrelated classes
+            raise UserError(f"{path} is not a LoRA for this model ({one_line(error)[:160]})") from error
+    if names:
+        pipeline.set_adapters(names, [weights.lora_scale] * len(names))
+
+
+def build_scheduler(name: str) -> SchedulerMixin:
+    """A sampler by name on the published noise schedule: linear betas 0.00085..0.012, steps_offset 1."""
+    if name not in SCHEDULERS:
+        raise UserError(f"unknown scheduler '{name}'; {nearest(name, list(SCHEDULERS))}")
+    kind, options = SCHEDULERS[name]
+    return kind(**NOISE_SCHEDULE, **options)
+
+
+def weight_files(weights: Weights) -> dict[str, Path]:
+    """Every file or folder that loading reads, by what it is: for a dry run."""
+    base = Path(weights.pretrained_model_path)
+    files = {f"base model: {part}": base / part for part in ("unet", "vae", "text_encoder", "tokenizer")}
+    named = {
+        "motion module": weights.motion_module_path,
+        "DreamBooth": weights.dreambooth_path,
+        "adapter": weights.ckpt_path,
+        **{f"LoRA {i}": path for i, path in enumerate(weights.lora_paths)},
+    }
+    return files | {name: Path(path) for name, path in named.items() if path}
+
+
+def _read_component(folder: Path, *stems: str) -> tuple[str, StateDict]:
+    """The weights in a diffusers component folder, safetensors before .bin, full precision before fp16."""
+    names = [
+        f"{stem}{variant}{suffix}" for suffix in (".safetensors", ".bin") for variant in ("", ".fp16") for stem in stems
+    ]
+    for name in names:
+        if (folder / name).is_file():
+            return str(folder / name), read_state_dict(folder / name)
+    raise UserError(f"no weights in {folder}; expected {names[0]} or {stems[0]}.bin")
+
+
+def _load_spatial(unet: VideoUNet, state: StateDict, source: str) -> None:
+    names = [name for name, _ in unet.named_parameters() if ".motion_modules." not in name]
+    load_exactly(unet, state, source, expected="a Stable Diffusion 1.5 UNet", only=names)
+
+
+def _modern_vae_names(state: StateDict) -> StateDict:
+    """The middle attention of older files: query, key, value, proj_attn -> to_q, to_k, to_v, to_out.0."""
+    table = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    pattern = re.compile(r"(?<=attentions\.0\.)(query|key|value|proj_attn)(?=\.)")
+    return {pattern.sub(lambda match: table[match[1]], key): value for key, value in state.items()}
+
+
+def _load_text_encoder(text_encoder: CLIPTextModel, state: StateDict, source: str) -> None:
+    """`state` with or without the "text_model." prefix that older releases of the library wrote."""
+    own_prefix = "text_model." if any(key.startswith("text_model.") for key in text_encoder.state_dict()) else ""
+    named = {
+        own_prefix + key.removeprefix("text_model."): value
+        for key, value in state.items()
+        if not key.endswith("position_ids")
+    }
+    load_exactly(text_encoder, named, source, expected="a CLIP text encoder")
+
+
+def _load_dreambooth(
+    path: str, unet: VideoUNet, unet_config: dict[str, Any], vae: AutoencoderKL, text_encoder: CLIPTextModel
+) -> None:
+    state = read_state_dict(path)
+    if describe_contents(state) != describe_contents(["model.diffusion_model."]):
+        raise UserError(
+            f"{path} looks like {describe_contents(state)}, expected a checkpoint with original Stable Diffusion names"
+        )
+    _load_spatial(unet, convert_ldm_unet_checkpoint(dict(state), unet_config), path)
+    vae_state = convert_ldm_vae_checkpoint(dict(state), vae.config)
+    vae_state = {k: _as_linear(v) if ".attentions." in k else v for k, v in vae_state.items()}
+    load_exactly(vae, vae_state, path, expected="the VAE of a Stable Diffusion checkpoint")
+    _load_text_encoder(text_encoder, convert_ldm_clip_checkpoint(dict(state)), path)
+
+
+def _as_linear(weight: torch.Tensor) -> torch.Tensor:
+    return weight.flatten(1) if weight.ndim == 4 else weight  # a 1x1 convolution in the original
+
+
+def _load_tokenizer(folder: Path) -> CLIPTokenizer:
+    if not folder.is_dir():
+        raise UserError(f"no tokenizer folder at {folder}; see models/README.md for what goes there")
+    try:
+        return CLIPTokenizer.from_pretrained(folder)
+    except Exception as error:  # transformers raises unrelated classes for broken folders
+        raise UserError(f"{folder} is not a CLIP tokenizer ({one_line(error)[:160]})") from error
+
+
+def _load_saved_adapter(unet: VideoUNet, folder: Path) -> Adapter:
+    config = read_json(folder / "config.json")
+    options = {k: v for k, v in config.items() if not k.startswith("_")}
+    if "site_channels" not in options:
+        raise UserError(
+            f"{folder / 'config.json'} has no 'site_channels', expected the config of an EfficientMT adapter"
+        )
+    known = site_paths(unet, "full")
+    for path, channels in options["site_channels"].items():
+        own = unet.get_submodule(path).attn1.to_q.in_features if path in known else None
+        if own != channels:
+            raise UserError(
+                f"{folder} is an adapter for {path} with {channels} channels; the backbone has {own or 'no such block'}"
+            )
+    adapter = Adapter(**options)
+    source, state = _read_component(folder, "diffusion_pytorch_model")
+    load_exactly(adapter, state, source, expected="the adapter that its config.json describes")
+    return nn.Module.to(adapter, unet.dtype).requires_grad_(False)
