@@ -21,7 +21,7 @@ FITS = ("stretch", "crop", "pad", "auto")
 _SLACK = 1e-4  # seconds by which a time may miss a frame's border and still count as on it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Clip:
     """Frames taken from a video, with where they came from."""
 

@@ -1,0 +1,355 @@
+"""The downloader against a small hub on loopback: places, resuming, checks, and one clear line per failure."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections import namedtuple
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import pytest
+
+from animatediff.errors import UserError
+from animatediff.published import PUBLISHED, find_source, markdown_table
+
+ROOT = Path(__file__).parents[1]
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def script():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("download_models", ROOT / "scripts" / "download_models.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["download_models"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class Hub(ThreadingHTTPServer):
+    """Repositories in memory: {repo: {file: bytes}}; large files (over 1 kB) count as LFS and are redirected."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.repos: dict[str, dict[str, bytes]] = {}
+        self.stated: dict[str, int] = {}  # sizes stated otherwise than they are
+        self.status: dict[str, int] = {}  # repositories or files that are refused
+        self.cut: dict[str, int] = {}  # files whose next transfer breaks after so many bytes, and fails from then on
+        self.asked: list[tuple[str, str | None]] = []  # (file, Range header) of every transfer
+        self.tokens: dict[str, str | None] = {}  # the token that came with the last request for each path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    @property
+    def store(self) -> str:
+        """Large files lie under another host name, as on the real hub."""
+        return f"http://localhost:{self.server_port}/store"
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(urlparse(self.path).path).strip("/")
+        self.server.tokens[path] = self.headers.get("Authorization")
+        if path.startswith("api/models/"):
+            self.listing(path.removeprefix("api/models/"))
+            return
+        stored = path.startswith("store/")
+        repo, _, tail = path.removeprefix("store/").partition("/resolve/")
+        name = tail.partition("/")[2]
+        content = self.server.repos.get(repo, {}).get(name)
+        refused = self.server.status.get(name) or self.server.status.get(repo)
+        if content is None or refused:
+            self.send(refused or 404, b"")
+        elif len(content) > 1000 and not stored:
+            link = {"Location": f"{self.server.store}/{path}", "X-Linked-Size": str(len(content))}
+            self.send(302, b"", {**link, "X-Linked-ETag": hashlib.sha256(content).hexdigest()})
+        else:
+            self.transfer(name, content)
+
+    def listing(self, repo: str) -> None:
+        files = self.server.repos.get(repo)
+        if files is None or repo in self.server.status:
+            self.send(self.server.status.get(repo, 404), b"")
+            return
+        siblings = []
+        for name, content in files.items():
+            size = self.server.stated.get(name, len(content))
+            entry: dict = {"rfilename": name, "size": size, "blobId": hashlib.sha1(content).hexdigest()}
+            if len(content) > 1000:
+                entry["lfs"] = {"size": size, "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 130}
+            siblings.append(entry)
+        answer = {"id": repo, "modelId": repo, "sha": REVISION, "siblings": siblings}
+        self.send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
+    def transfer(self, name: str, content: bytes) -> None:
+        wanted = self.headers.get("Range")
+        headers = {"ETag": hashlib.sha1(content).hexdigest(), "X-Repo-Commit": REVISION}
+        start = 0
+        if self.command == "GET":
+            self.server.asked.append((name, wanted))
+        if wanted:
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        cut = self.server.cut.pop(name, None) if self.command == "GET" else None
+        if cut is not None:
+            self.server.status[name] = 503
+        self.send(206 if wanted else 200, content[start:], headers, cut)
+
+    def send(self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: int | None = None) -> None:
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body[:cut])
+        if cut is not None:
+            self.close_connection = True
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    server = Hub()
+    for model in PUBLISHED:
+        repo = server.repos.setdefault(model.repo, {})
+        for _, source in model.files:
+            large = source.endswith((".ckpt", ".safetensors"))
+            repo[source] = hashlib.sha256(source.encode()).digest() * (2000 if large else 3)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+MOTION = "v3_sd15_mm.ckpt"
+MOTION_PLACE = "Motion_Module/v3_sd15_mm.ckpt"
+
+
+def files_under(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_every_file_comes_to_its_place(script, hub, tmp_path, capfd):
+    assert script.main(["--models", str(tmp_path)]) == 0
+    places = {place: hub.repos[m.repo][source] for m in PUBLISHED if not m.optional for place, source in m.files}
+    assert files_under(tmp_path) == sorted(places)
+    assert len(places) == 15
+    for place, content in places.items():
+        assert (tmp_path / place).read_bytes() == content
+    assert f"all 15 files are in {tmp_path}" in capfd.readouterr().out
+    hub.asked.clear()
+    assert script.main(["--models", str(tmp_path)]) == 0
+    assert hub.asked == []  # whatever is whole is left alone
+    assert script.main(["--models", str(tmp_path), "--all"]) == 0
+    assert [name for name, _ in hub.asked] == [s for m in PUBLISHED if m.optional for _, s in m.files]
+
+
+def test_an_interrupted_transfer_goes_on_where_it_stopped(script, hub, tmp_path, capfd):
+    content = hub.repos["guoyww/animatediff"][MOTION]
+    hub.cut[MOTION] = 50_000
+    arguments = ["--models", str(tmp_path), "--only", "motion-module"]
+    assert script.main(arguments) == 1
+    assert f"answered 503 for guoyww/animatediff/{MOTION}; repeat the command" in capfd.readouterr().err
+    left = files_under(tmp_path)
+    assert len(left) == 1
+    assert left[0].startswith("Motion_Module/.v3_sd15_mm.ckpt.")
+    assert (tmp_path / left[0]).read_bytes() == content[:50_000]
+    hub.status.clear()
+    hub.asked.clear()
+    assert script.main(arguments) == 0
+    assert hub.asked == [(MOTION, "bytes=50000-")]
+    assert files_under(tmp_path) == [MOTION_PLACE]
+    assert (tmp_path / MOTION_PLACE).read_bytes() == content
+
+
+def test_the_token_goes_to_the_hub_alone(script, hub, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert script.main(["--models", str(tmp_path), "--only", "motion-module"]) == 0
+    path = f"guoyww/animatediff/resolve/{REVISION}/{MOTION}"
+    assert hub.tokens == {
+        "api/models/guoyww/animatediff": "Bearer hf_secret",
+        path: "Bearer hf_secret",
+        f"store/{path}": None,
+    }
+
+
+def test_a_kill_between_the_last_byte_and_the_check_costs_nothing(script, hub, tmp_path):
+    arguments = ["--models", str(tmp_path), "--only", "motion-module"]
+    assert script.main(arguments) == 0
+    content = (tmp_path / MOTION_PLACE).read_bytes()
+    part = tmp_path / "Motion_Module" / f".{MOTION}.{hashlib.sha256(content).hexdigest()[:12]}.part"
+    (tmp_path / MOTION_PLACE).rename(part)
+    hub.asked.clear()
+    assert script.main(arguments) == 0
+    assert hub.asked == []
+    assert files_under(tmp_path) == [MOTION_PLACE]
+
+
+def test_a_file_of_another_size_is_fetched_again(script, hub, tmp_path):
+    (tmp_path / "Motion_Module").mkdir()
+    (tmp_path / MOTION_PLACE).write_bytes(b"half of it")
+    assert script.main(["--models", str(tmp_path), "--only", "motion-module"]) == 0
+    assert (tmp_path / MOTION_PLACE).read_bytes() == hub.repos["guoyww/animatediff"][MOTION]
+
+
+def test_a_wrong_size_is_refused_and_the_other_files_still_come(script, hub, tmp_path, capfd):
+    hub.stated[MOTION] = 70_000
+    assert script.main(["--models", str(tmp_path), "--only", "motion-module", "dreambooth"]) == 1
+    error = capfd.readouterr().err
+    assert f"error: {MOTION} of guoyww/animatediff came with 64000 bytes where the hub states 70000" in error
+    assert files_under(tmp_path) == ["DreamBooth_LoRA/realisticVisionV60B1_v51VAE.safetensors"]
+
+
+def test_damaged_bytes_are_refused(script, hub, tmp_path, capfd):
+    content = hub.repos["guoyww/animatediff"][MOTION]
+    part = tmp_path / "Motion_Module" / f".{MOTION}.{hashlib.sha256(content).hexdigest()[:12]}.part"
+    part.parent.mkdir()
+    part.write_bytes(b"\0" * 1000)
+    assert script.main(["--models", str(tmp_path), "--only", "motion-module"]) == 1
+    assert "has another checksum than the hub states" in capfd.readouterr().err
+    assert files_under(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, "refuses guoyww/animatediff (401): it does not exist or needs permission"),
+        (403, "refuses guoyww/animatediff (403)"),
+        (404, "there is no guoyww/animatediff on http://127.0.0.1"),
+        (500, "answered 500 for guoyww/animatediff; repeat the command"),
+    ],
+)
+def test_refusals_of_a_repository(script, hub, tmp_path, capfd, status, message):
+    hub.status["guoyww/animatediff"] = status
+    assert script.main(["--models", str(tmp_path), "--only", "motion-module", "adapter"]) == 1
+    errors = capfd.readouterr().err
+    assert message in errors
+    assert len([line for line in errors.splitlines() if line.startswith("error:")]) == 1
+    assert files_under(tmp_path) == ["Integrated_Attention/checkpoint.ckpt"]
+
+
+def test_a_file_that_is_gone(script, hub, tmp_path, capfd):
+    del hub.repos["guoyww/animatediff"][MOTION]
+    assert script.main(["--models", str(tmp_path), "--only", "motion-module"]) == 1
+    assert f"guoyww/animatediff on {hub.url} does not hold {MOTION} for certain" in capfd.readouterr().err
+    hub.status["unet/config.json"] = 404
+    assert script.main(["--models", str(tmp_path), "--only", "stable-diffusion"]) == 1
+    assert "there is no stable-diffusion-v1-5/stable-diffusion-v1-5/unet/config.json" in capfd.readouterr().err
+
+
+def test_no_network_stops_at_once(script, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"cannot reach http://127\.0\.0\.1:9 .*HF_ENDPOINT"):
+        script.main(["--models", str(tmp_path)])
+    assert files_under(tmp_path) == []
+
+
+def test_a_disk_without_room_is_told_before_anything_is_fetched(script, hub, monkeypatch, tmp_path):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10, 5, 60_000))
+    with pytest.raises(UserError, match=r"0\.06 MB are free at .*--only"):
+        script.main(["--models", str(tmp_path / "new" / "models"), "--only", "motion-module"])
+    assert hub.asked == []
+
+
+def test_a_disk_that_fills_up_keeps_what_came(script, hub, monkeypatch, tmp_path, capfd):
+    def full(url, file, **_):
+        file.write(b"some bytes")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(script, "http_get", full)
+    assert script.main(["--models", str(tmp_path), "--only", "motion-module"]) == 1
+    assert f"the disk is full while writing {tmp_path / MOTION_PLACE}" in capfd.readouterr().err
+    assert not (tmp_path / MOTION_PLACE).exists()
+
+
+def test_dry_run_and_list_fetch_nothing(script, hub, tmp_path, capfd):
+    assert script.main(["--models", str(tmp_path), "--dry-run", "--only", "motion-module", "dreambooth"]) == 0
+    out = capfd.readouterr().out
+    assert f"{tmp_path / MOTION_PLACE}  0.06 MB  -" in out
+    assert "0.13 MB to fetch" in out
+    hub.shutdown()
+    assert script.main(["--models", str(tmp_path), "--list"]) == 0
+    assert capfd.readouterr().out == markdown_table(tmp_path) + "\n"
+    assert files_under(tmp_path) == []
+    assert hub.asked == []
+
+
+def test_unknown_name(script, tmp_path):
+    with pytest.raises(UserError, match="no published model is named 'motion-modul'; did you mean 'motion-module'"):
+        script.main(["--models", str(tmp_path), "--only", "motion-modul"])
+
+
+def test_as_a_command(hub, tmp_path):
+    command = [sys.executable, "scripts/download_models.py", "--models", str(tmp_path), "--only", "adapter"]
+    shown = {**os.environ, "TQDM_POSITION": "-1"}  # progress bars although this is no terminal
+    done = subprocess.run(command, cwd=ROOT, env=shown, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "checkpoint.ckpt: 100%" in done.stderr
+    assert files_under(tmp_path) == ["Integrated_Attention/checkpoint.ckpt"]
+    done = subprocess.run([*command, "nothing"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no published model is named 'nothing'")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("listing", "expected"),
+    [
+        (["Integrated_Attention/checkpoint.ckpt", "checkpoint.ckpt"], "Integrated_Attention/checkpoint.ckpt"),
+        (["README.md", "checkpoint.ckpt", "Motion_Module/v3_sd15_mm.ckpt"], "checkpoint.ckpt"),
+        (["README.md", "weights/efficientmt.ckpt", "Motion_Module/v3_sd15_mm.ckpt"], "weights/efficientmt.ckpt"),
+        (["a/checkpoint.ckpt", "b/checkpoint.ckpt"], None),
+        (["one.ckpt", "two.ckpt"], None),
+        (["README.md", "Motion_Module/v3_sd15_mm.ckpt"], None),
+    ],
+)
+def test_the_adapter_is_found_or_not_guessed(listing, expected):
+    assert find_source("Integrated_Attention/checkpoint.ckpt", listing) == expected
+
+
+def test_an_adapter_under_another_name_comes_to_its_place(script, hub, tmp_path):
+    files = hub.repos["yfcai/EfficientMT"]
+    content = files.pop("Integrated_Attention/checkpoint.ckpt")
+    files |= {"up/efficientmt.ckpt": content, "Motion_Module/v3_sd15_mm.ckpt": b"x" * 2000}
+    assert script.main(["--models", str(tmp_path), "--only", "adapter"]) == 0
+    assert (tmp_path / "Integrated_Attention" / "checkpoint.ckpt").read_bytes() == content
+
+
+def test_the_table_names_every_place_once(tmp_path):
+    lines = markdown_table(tmp_path).splitlines()
+    assert len(lines) == 2 + len(PUBLISHED)
+    assert len({model.name for model in PUBLISHED}) == len(PUBLISHED)
+    assert len({place for model in PUBLISHED for place, _ in model.files}) == sum(len(m.files) for m in PUBLISHED)
+    assert all(line.count("|") == 7 for line in lines)
+    place = tmp_path / MOTION_PLACE
+    place.parent.mkdir()
+    place.write_bytes(b"")
+    (tmp_path / "StableDiffusion/stable-diffusion-v1-5/unet").mkdir(parents=True)
+    (tmp_path / "StableDiffusion/stable-diffusion-v1-5/unet/config.json").write_text("{}")
+    here = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in markdown_table(tmp_path).splitlines()}
+    assert (here["motion-module"], here["dreambooth"], here["stable-diffusion"]) == ("yes", "no", "in part")
