@@ -28,6 +28,7 @@ _MOTION_NAMES = (
     ("norms.1.", "norm2."),
     ("ff_norm.", "norm3."),
 )
+WRAPPERS = ("state_dict", "controlnet")  # keys under which published files hold their tensors
 _MOTION_KEY = re.compile(r"^(?P<module>.+\.motion_modules\.\d+\.)(?P<rest>.+)$")
 _BLOCK_REST = re.compile(r"^(?P<block>transformer_blocks\.\d+\.)(?P<rest>.+)$")
 _POSITION_TABLES = (".pos_encoder.pe", ".interleaved_pe", ".pos_embed.pe")  # constants, computed rather than loaded
@@ -60,8 +61,9 @@ def read_state_dict(path: str | Path) -> StateDict:
 
 
 def unwrap(loaded: Mapping[str, object], source: str = "the checkpoint") -> StateDict:
-    """The tensors of a loaded checkpoint, without a {"state_dict": ...} wrapper and a "module." prefix."""
-    inner = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
+    """The tensors of a loaded checkpoint, without a "state_dict" or "controlnet" wrapper and a "module." prefix."""
+    wrapper = next((key for key in WRAPPERS if isinstance(loaded, Mapping) and key in loaded), None)
+    inner = loaded[wrapper] if wrapper else loaded
     if not isinstance(inner, Mapping):
         raise UserError(f"{source} holds {type(inner).__name__}, expected a dictionary of tensors")
     state = {str(key).removeprefix("module."): value for key, value in inner.items() if torch.is_tensor(value)}
@@ -96,13 +98,13 @@ def our_name(key: str) -> str:
 
 def load_original_unet(unet: UNetMotionModel, state_dict: Mapping[str, object], source: str = "state_dict") -> None:
     """Fill the whole backbone from AnimateDiff's key names (2D UNet + motion modules), every key in its place."""
-    load_exactly(unet, _ours(state_dict, source), source, expected="a UNet with motion modules (AnimateDiff names)")
+    load_exactly(unet, our_state(state_dict, source), source, expected="a UNet with motion modules (AnimateDiff names)")
 
 
 def load_original_motion_modules(unet: UNetMotionModel, state_dict: Mapping[str, object], source: str) -> None:
     """Fill the backbone's motion modules from a published motion-module file (v3_sd15_mm.ckpt)."""
     names = [name for name in _loadable(unet) if ".motion_modules." in name]
-    load_exactly(unet, _ours(state_dict, source), source, expected="motion modules (AnimateDiff names)", only=names)
+    load_exactly(unet, our_state(state_dict, source), source, expected="motion modules (AnimateDiff names)", only=names)
 
 
 def load_original_adapter(model: EfficientMT, state_dict: Mapping[str, object], source: str = "state_dict") -> None:
@@ -210,7 +212,8 @@ def _loadable(module: nn.Module) -> StateDict:
     return {name: value for name, value in module.state_dict().items() if not name.endswith(_POSITION_TABLES)}
 
 
-def _ours(state_dict: Mapping[str, object], source: str) -> StateDict:
+def our_state(state_dict: Mapping[str, object], source: str) -> StateDict:
+    """A loaded checkpoint with AnimateDiff's key names under ours, position tables dropped."""
     state = unwrap(state_dict, source)
     return {our_name(key): value for key, value in state.items() if not key.endswith(_POSITION_TABLES)}
 

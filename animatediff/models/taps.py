@@ -1,6 +1,6 @@
-"""Scoped access to the inside of a network: `capture` reads submodules' outputs, `inject` swaps submodules.
+"""Scoped access to the inside of a network: read submodules' outputs, swap submodules, stop or save gradient midway.
 
-Both are context managers over explicitly given modules and leave nothing behind.
+All are context managers over explicitly given modules and leave nothing behind.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -54,3 +55,47 @@ def inject(root: nn.Module, replacements: Mapping[str, nn.Module]) -> Iterator[N
     finally:
         for path in reversed(replaced):
             root.set_submodule(path, originals[path])
+
+
+class _Reached(Exception):
+    """Raised by `stop_after` to leave a forward pass; never leaves the block."""
+
+
+@contextmanager
+def stop_after(module: nn.Module) -> Iterator[None]:
+    """The first run of `module` inside the block is the last thing that happens there: the block ends after it.
+
+    For a forward pass of which only the beginning is wanted. Gradients flow through what was captured before. A block
+    in which `module` never runs ends as any other.
+    """
+    reached = _Reached()
+
+    def stop(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        raise reached
+
+    handle = module.register_forward_hook(stop)
+    try:
+        yield
+    except _Reached as signal:
+        if signal is not reached:  # that of a block around this one
+            raise
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def gradient_until(module: nn.Module) -> Iterator[None]:
+    """Inside the block gradients are recorded until `module` has run, and not after it.
+
+    The gradient mode from before is back when the block ends.
+    """
+
+    def switch_off(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        torch.set_grad_enabled(False)
+
+    handle = module.register_forward_hook(switch_off)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        handle.remove()
