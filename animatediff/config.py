@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,15 +17,19 @@ from animatediff.files import atomic_path
 T = TypeVar("T")
 
 
-def load_config(schema: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
+def load_config(
+    schema: type[T], path: str | Path | Sequence[str | Path] | None = None, overrides: Sequence[str] = ()
+) -> T:
     """The dataclass `schema` filled from the YAML file at `path`, then from `key=value` strings.
 
-    Nested keys are written `part.key=value`. Types come from the dataclass. UserError on a missing file, invalid
-    YAML, an unknown key (with the nearest known one) or a value of the wrong type.
+    Of several paths a later file is laid over an earlier one. Nested keys are written `part.key=value`. Types come
+    from the dataclass. UserError on a missing file, invalid YAML, an unknown key (with the nearest known one) or a
+    value of the wrong type.
     """
     config = OmegaConf.structured(schema)
-    if path is not None:
-        config = _merge(config, _read_yaml(Path(path)), source=str(path))
+    paths = [path] if isinstance(path, str | Path) else list(path or ())
+    for file in paths:
+        config = _merge(config, _read_yaml(Path(file)), source=str(file))
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key:
@@ -32,24 +37,24 @@ def load_config(schema: type[T], path: str | Path | None = None, overrides: Sequ
         config = _merge(config, _parse_override(override), source=override)
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise UserError(f"{path or 'the configuration'} lacks a value for {', '.join(missing)}")
+        raise UserError(f"{paths[-1] if paths else 'the configuration'} lacks a value for {', '.join(missing)}")
     return OmegaConf.to_object(config)  # type: ignore[return-value]
 
 
 def update_config(config: T, values: dict[str, Any], source: str) -> T:
     """A copy of the dataclass instance `config` with `values` (a possibly nested mapping) laid over it."""
-    merged = _merge(OmegaConf.structured(config), OmegaConf.create(values), source=source)
+    merged = _merge(OmegaConf.structured(config), OmegaConf.create(_escaped(values)), source=source)
     return OmegaConf.to_object(merged)  # type: ignore[return-value]
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The dataclass instance `config` as plain Python containers (JSON-serialisable)."""
-    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)  # type: ignore[return-value]
+    return asdict(config)
 
 
 def to_yaml(config: Any) -> str:
     """The dataclass instance `config` as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(to_dict(config))))
 
 
 def save_config(config: Any, path: str | Path) -> None:
@@ -62,6 +67,15 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """A hint that names the known name nearest to `name`, or lists them all when none is near."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+
+
+def _escaped(value: Any) -> Any:
+    """`value` with "${" in its strings taken literally: a prompt is no place for OmegaConf's interpolation."""
+    if isinstance(value, dict):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(inner) for inner in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
 def _read_yaml(path: Path) -> Any:

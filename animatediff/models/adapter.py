@@ -51,8 +51,12 @@ class Adapter(ModelMixin, ConfigMixin):
         use_scaler: bool = True,
         scaler_bias: float = 0.0,
         override_shapes: dict[str, list[int]] | None = None,
+        trained_steps: int | None = 0,
     ) -> None:
-        """site_channels: path -> channels. scaler_bias: start of the last bias. override_shapes: path -> shape."""
+        """site_channels: path -> channels. scaler_bias: start of the last bias. override_shapes: path -> shape.
+
+        trained_steps: optimizer steps behind these weights, 0 for a fresh adapter, None where a file does not tell.
+        """
         super().__init__()
         self.sites = nn.ModuleDict(
             {_to_key(path): Site(dim, use_scaler, scaler_bias) for path, dim in site_channels.items()}
@@ -78,7 +82,7 @@ class Adapter(ModelMixin, ConfigMixin):
     def named_sites(self) -> Iterator[tuple[str, Site]]:
         """(path of the backbone's temporal block, Site), in the order of the backbone."""
         for key, site in self.sites.items():
-            yield _to_path(key), site  # type: ignore[misc]
+            yield _to_path(key), site
 
     def named_overrides(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(path of the backbone's parameter, value that replaces it in generation)."""

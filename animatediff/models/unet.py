@@ -21,7 +21,7 @@ class VideoUNet(UNetMotionModel):
     ((b f) tokens dim), any float dtype; returns an object whose `sample` is (b c f h w).
     """
 
-    @functools.wraps(UNetMotionModel.__init__)
+    @functools.wraps(UNetMotionModel.__init__)  # type: ignore[misc]  # diffusers reads the config's keys off it
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for block in (*self.down_blocks, self.mid_block, *self.up_blocks):

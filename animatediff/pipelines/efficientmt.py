@@ -71,15 +71,16 @@ class EfficientMTPipeline(AnimateDiffPipeline):
         video: torch.Tensor | None = None,
         *,
         timestep: int = REFERENCE_TIMESTEP,
+        prompt: str = "",
         generator: torch.Generator | None = None,
         latents: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
     ) -> Reference:
         """The motion of a reference clip, once for all prompts, seeds and steps (EfficientMT, section 3.1).
 
-        video: (f 3 h w) in [-1, 1], as `animatediff.data.video.fit_frames` gives it. timestep: noise level of the
-        reference pass. latents: (1 4 f h w) clean and scaled, instead of `video`. noise: as latents; drawn from
-        `generator` if not given. UserError for more frames than the motion modules have positions.
+        video: (f 3 h w) in [-1, 1], as `animatediff.data.video.fit_frames` gives it. timestep and prompt: noise
+        level and text of the reference pass. latents: (1 4 f h w) clean and scaled, instead of `video`. noise: as
+        latents; drawn from `generator` if not given. UserError for more frames than the motion modules have positions.
         """
         if latents is None:
             if video is None:
@@ -92,7 +93,7 @@ class EfficientMTPipeline(AnimateDiffPipeline):
             noise = randn_tensor(latents.shape, generator=generator, device=device, dtype=dtype)
         schedule = DDPMScheduler.from_config(self.scheduler.config)
         noisy = schedule.add_noise(latents, noise.to(device, dtype), torch.tensor([timestep], device=device))
-        text, _ = self.encode_prompt("", device, 1, do_classifier_free_guidance=False)
+        text, _ = self.encode_prompt(prompt, device, 1, do_classifier_free_guidance=False)
         reference = extract(self.unet, self.adapter, noisy, timestep, text)
         self.maybe_free_model_hooks()
         return reference

@@ -142,7 +142,7 @@ def load_adapter(unet: VideoUNet, ckpt_path: str) -> Adapter:
             f"{path} is an adapter for {unknown[0]}, which this backbone does not have; expected {known[-1]} or others"
         )
     ordered = {site: channels[site] for site in known if site in channels}
-    model = EfficientMT(unet, adapter=Adapter(ordered))
+    model = EfficientMT(unet, adapter=Adapter(ordered, trained_steps=None))
     load_original_adapter(model, state, str(path))
     return nn.Module.to(model.adapter, unet.dtype).requires_grad_(False)
 

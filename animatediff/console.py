@@ -1,0 +1,33 @@
+"""What every command shares: quiet libraries, one-line errors, exit statuses. Import it before diffusers' models."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from animatediff.errors import UserError, one_line
+
+# Read by the libraries when they are imported; what a user must know, the commands say themselves.
+for _library in ("TRANSFORMERS", "DIFFUSERS"):
+    os.environ.setdefault(f"{_library}_VERBOSITY", "error")
+
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def run_command(main: Callable[[], int]) -> None:
+    """Run a command's `main` and exit with its status.
+
+    UserError becomes one line on stderr and status 2; Ctrl-C one line and status 130. Anything else is a defect of
+    ours and keeps its traceback.
+    """
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted: whatever was finished is kept", file=sys.stderr)
+        status = INTERRUPTED
+    sys.exit(status)
