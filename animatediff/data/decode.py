@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -32,6 +32,7 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg
 _DEMUXERS = "mov,matroska,avi,gif,mpeg,mpegts,flv,asf,ogg,webp_pipe,apng"
 # Codecs where one packet is one frame and a key frame can be decoded alone.
 _ONE_FRAME_PER_PACKET = {"h264", "hevc", "vp9", "av1", "libdav1d", "mjpeg", "prores"}
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # What decord's older FFmpeg converts to RGB exactly as PyAV's does (with even sides and no rotation).
 _DECORD_CODECS = {"h264", "hevc", "vp9", "mjpeg"}
 _DECORD_FORMATS = {"yuv420p", "yuvj420p", "yuv444p"}
@@ -122,7 +123,7 @@ class VideoSource:
             codec = stream.codec_context
             decord = codec.name in _DECORD_CODECS and codec.pix_fmt in _DECORD_FORMATS
             decord = decord and codec.width % 2 == 0 and codec.height % 2 == 0 and _decord() is not None
-            if codec.name not in _ONE_FRAME_PER_PACKET:
+            if codec.name not in _ONE_FRAME_PER_PACKET or _has_alpha_track(stream):
                 return None
             try:
                 for packet in container.demux(stream):
@@ -145,7 +146,7 @@ class VideoSource:
 
     def _rotation(self) -> int:
         with _opened(self.path) as (container, stream):
-            first = next(_decoded(container.demux(stream), []), None)
+            first = next(_decoded(container, stream, []), None)
             return first.rotation if first is not None else 0
 
     def _count(self) -> Index:
@@ -156,7 +157,7 @@ class VideoSource:
             step = float(1 / (rate * (stream.time_base or 1)))
             stamps = [
                 frame.pts if frame.pts is not None else round(i * step)
-                for i, frame in enumerate(_decoded(container.demux(stream), problems))
+                for i, frame in enumerate(_decoded(container, stream, problems))
             ]
         if not stamps:
             raise UserError(f"{self.path} holds no frame that can be decoded; the file is truncated or damaged")
@@ -209,7 +210,7 @@ def _plain_walk(
     """The wanted frames, counted from the start of the file."""
     numbers = iter(wanted)
     number = next(numbers)
-    for i, frame in enumerate(_decoded(container.demux(stream), [])):
+    for i, frame in enumerate(_decoded(container, stream, [])):
         if i == number:
             yield frame
             number = next(numbers, -1)
@@ -221,12 +222,12 @@ def _seek_walk(
     container: av.container.InputContainer, stream: av.VideoStream, index: Index, wanted: list[int]
 ) -> Iterator[VideoFrame]:
     """The wanted frames by time stamp, skipping ahead wherever a key frame allows it. Ends early on a miss."""
-    frames, reached = _decoded(container.demux(stream), []), -1
+    frames, reached = _decoded(container, stream, []), -1
     for number in wanted:
         key = index.keys[bisect_right(index.keys, number) - 1]
         if key > reached + 1:
             container.seek(index.stamps[key], stream=stream, backward=True)
-            frames = _decoded(container.demux(stream), [])
+            frames = _decoded(container, stream, [])
         frame = next((f for f in frames if f.pts is None or f.pts >= index.stamps[number]), None)
         if frame is None or frame.pts != index.stamps[number]:
             return
@@ -234,13 +235,18 @@ def _seek_walk(
         yield frame
 
 
-def _decoded(packets: Iterable[av.Packet], problems: list[str]) -> Iterator[VideoFrame]:
+def _decoded(
+    container: av.container.InputContainer, stream: av.VideoStream, problems: list[str]
+) -> Iterator[VideoFrame]:
     """Frames in presentation order; damaged packets and frames are left out and noted in `problems`."""
-    packets = iter(packets)
+    packets, alpha = container.demux(stream), _alpha_decoder(stream)
     while True:
         try:
             packet = next(packets)
-            frames = packet.decode()
+            if alpha is None:
+                frames = packet.decode()
+            else:
+                frames = alpha.decode(packet if packet.size else None)
         except StopIteration:
             return
         except (av.EOFError, av.OSError) as error:
@@ -254,6 +260,19 @@ def _decoded(packets: Iterable[av.Packet], problems: list[str]) -> Iterator[Vide
                 yield frame
             else:
                 problems.append("corrupt frame")
+
+
+def _has_alpha_track(stream: av.VideoStream) -> bool:
+    """Whether this is WebM with an alpha plane beside the colours, which FFmpeg's own decoders leave out."""
+    return stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in _ALPHA_DECODERS
+
+
+def _alpha_decoder(stream: av.VideoStream) -> av.VideoCodecContext | None:
+    if not _has_alpha_track(stream):
+        return None
+    decoder = av.CodecContext.create(_ALPHA_DECODERS[stream.codec_context.name], "r")
+    decoder.extradata = stream.codec_context.extradata
+    return decoder if isinstance(decoder, av.VideoCodecContext) else None
 
 
 def _to_rgb(frame: VideoFrame) -> np.ndarray:

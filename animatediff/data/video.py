@@ -46,10 +46,10 @@ def read_frames(
 
     `num_frames` frames are spread over the clip, or over the part on screen from `start` for `duration` (seconds);
     None takes every frame, at most the first `max_frames`. With fewer frames than asked, frames repeat and a
-    warning says so. Rotation flags are applied, grey becomes RGB, alpha is laid over black (the alpha plane of
-    WebM is ignored). `backend` is "auto" (decord where it is installed and known to give the same pixels, PyAV
-    otherwise), "decord" (the same, refused where it is not installed) or "pyav". Nothing that is damaged past the
-    first frame stops the reading: what decodes is used, with a warning. UserError for everything else.
+    warning says so. Rotation flags are applied, grey becomes RGB, alpha is laid over black. `backend` is "auto"
+    (decord where it is installed and known to give the same pixels, PyAV otherwise), "decord" (the same, refused
+    where it is not installed) or "pyav". Damage past the first frame stops nothing: what decodes is used, with a
+    warning. UserError for everything else.
     """
     path = Path(path)
     for name, value in (("num_frames", num_frames), ("max_frames", max_frames)):
