@@ -5,20 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import AnimateDiffPipeline, AutoencoderKL, DDPMScheduler, SchedulerMixin
+from diffusers import AutoencoderKL, DDPMScheduler, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
-from diffusers.video_processor import VideoProcessor
-from einops import rearrange
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from animatediff.errors import UserError
 from animatediff.models.adapter import Adapter, Reference, extract, integrated
-from animatediff.models.unet import MAX_FRAMES, VideoUNet
+from animatediff.models.unet import VideoUNet
+from animatediff.pipelines.base import REFERENCE_TIMESTEP, VideoPipeline, check_frames
 
-REFERENCE_TIMESTEP = 400  # the published run's noise level of the reference pass
 
-
-class EfficientMTPipeline(AnimateDiffPipeline):
+class EfficientMTPipeline(VideoPipeline):
     """diffusers' AnimateDiffPipeline whose generation can follow a Reference.
 
     Schedulers, callbacks, negative prompts, FreeInit, LoRA, IP-Adapter, offloading and VAE slicing are diffusers'.
@@ -39,8 +36,7 @@ class EfficientMTPipeline(AnimateDiffPipeline):
         feature_extractor: CLIPImageProcessor | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
     ) -> None:
-        super(AnimateDiffPipeline, self).__init__()  # its own __init__ would ask for a MotionAdapter
-        self.register_modules(
+        self._set_up(
             vae=vae,
             text_encoder=text_encoder,
             tokenizer=tokenizer,
@@ -50,20 +46,6 @@ class EfficientMTPipeline(AnimateDiffPipeline):
             feature_extractor=feature_extractor,
             image_encoder=image_encoder,
         )
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        self.video_processor = VideoProcessor(do_resize=False, vae_scale_factor=self.vae_scale_factor)
-
-    @torch.no_grad()
-    def encode_video(
-        self, video: torch.Tensor, generator: torch.Generator | None = None, chunk_size: int = 16
-    ) -> torch.Tensor:
-        """Scaled latents (1 4 f h/8 w/8) of a video (f 3 h w) in [-1, 1], sampled from the VAE's posterior."""
-        device, dtype = self._execution_device, self.vae.dtype
-        moments = [
-            self.vae.encode(frames.to(device, dtype)).latent_dist.sample(generator)
-            for frames in video.split(chunk_size)
-        ]
-        return rearrange(torch.cat(moments), "f c h w -> 1 c f h w") * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def extract(
@@ -86,7 +68,7 @@ class EfficientMTPipeline(AnimateDiffPipeline):
             if video is None:
                 raise UserError("extract needs a video or its latents")
             latents = self.encode_video(video, generator)
-        _check_frames(latents.shape[2])
+        check_frames(latents.shape[2])
         device, dtype = self._execution_device, self.unet.dtype
         latents = latents.to(device, dtype)
         if noise is None:
@@ -108,7 +90,7 @@ class EfficientMTPipeline(AnimateDiffPipeline):
         UserError where height, width or num_frames contradict the reference.
         """
         if reference is None:
-            _check_frames(kwargs.get("num_frames", 16))
+            check_frames(kwargs.get("num_frames", 16))
             return super().__call__(prompt, **kwargs)
         height, width = (self.vae_scale_factor * side for side in reference.latent_size)
         for name, value in (("num_frames", reference.num_frames), ("height", height), ("width", width)):
@@ -120,8 +102,3 @@ class EfficientMTPipeline(AnimateDiffPipeline):
         reference = reference.to(self._execution_device)
         with integrated(self.unet, self.adapter, reference):
             return super().__call__(prompt, **kwargs)
-
-
-def _check_frames(num_frames: int) -> None:
-    if not 1 <= num_frames <= MAX_FRAMES:
-        raise UserError(f"num_frames is {num_frames}, expected 1 to {MAX_FRAMES} (the motion modules' positions)")
