@@ -31,7 +31,7 @@ _MOTION_NAMES = (
 WRAPPERS = ("state_dict", "controlnet")  # keys under which published files hold their tensors
 _MOTION_KEY = re.compile(r"^(?P<module>.+\.motion_modules\.\d+\.)(?P<rest>.+)$")
 _BLOCK_REST = re.compile(r"^(?P<block>transformer_blocks\.\d+\.)(?P<rest>.+)$")
-_POSITION_TABLES = (".pos_encoder.pe", ".interleaved_pe", ".pos_embed.pe")  # constants, computed rather than loaded
+_POSITION_TABLES = ("pos_encoder.pe", "interleaved_pe", "pos_embed.pe")  # constants, computed rather than loaded
 
 
 def read_state_dict(path: str | Path) -> StateDict:
