@@ -113,7 +113,11 @@ def load_original_adapter(model: EfficientMT, state_dict: Mapping[str, object], 
     Keys at the adapter's sites (to_q, to_k, to_v, scaler) are its weights. Any other key must be a parameter of the
     backbone: dropped where it equals the backbone's, kept as an override of generation where it differs.
     """
-    own, rest = split_adapter(model.adapter, unwrap(state_dict, source))
+    state = unwrap(state_dict, source)
+    wanted = original_adapter_state(model.adapter, with_overrides=False)
+    looks = describe_contents(state)
+    _refuse(source, "an adapter (to_q, to_k, to_v, scaler at its sites)", wanted.keys() - state.keys(), looks=looks)
+    own, rest = split_adapter(model.adapter, state)
     load_exactly(model.adapter.sites, own, source, expected="an adapter (to_q, to_k, to_v, scaler at its sites)")
     parameters = dict(model.unet.named_parameters())
     _refuse(source, "the backbone's parameters", unexpected=[key for key in rest if key not in parameters])
@@ -123,13 +127,13 @@ def load_original_adapter(model: EfficientMT, state_dict: Mapping[str, object], 
     model.adapter.set_overrides({key: value for key, value in rest.items() if _owner(key) in differing})
 
 
-def original_adapter_state(adapter: Adapter) -> StateDict:
-    """The adapter under the published key names, overrides included: what `load_original_adapter` reads."""
+def original_adapter_state(adapter: Adapter, with_overrides: bool = True) -> StateDict:
+    """The adapter under the published key names: what `load_original_adapter` reads."""
     state = {}
     for path, site in adapter.named_sites():
         for key, value in site.state_dict().items():
             state[original_name(f"{path}.{_site_to_block(key)}")] = value
-    for path, value in adapter.named_overrides():
+    for path, value in adapter.named_overrides() if with_overrides else ():
         state[original_name(path)] = value.data
     return state
 
@@ -251,8 +255,8 @@ def _refuse(
     complaints = [
         f"{label} {_some(list(keys))}"
         for label, keys in (
-            ("lacks", list(missing)),
-            ("has unknown", list(unexpected)),
+            ("lacks", sorted(missing)),
+            ("has unknown", sorted(unexpected)),
             ("has shapes", [f"{k} {list(found.shape)} (expected {list(want.shape)})" for k, found, want in shapes]),
         )
         if keys
