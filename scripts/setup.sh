@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Makes the virtual environment .venv beside this folder and installs the requirements; quick when already done.
+#   bash scripts/setup.sh                        what the commands need
+#   bash scripts/setup.sh requirements-dev.txt   the checks' tools too
+# PYTHON names the interpreter to use (default: the first of python3, python3.13, ... that is 3.11 or newer).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+requirements=${1:-requirements.txt}
+python=.venv/bin/python
+
+new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+find_python() {
+    local name
+    for name in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python3.14 python; do
+        if new_enough "$name"; then
+            echo "$name"
+            return
+        fi
+    done
+    echo "error: Python 3.11 or newer is needed, found $(python3 --version 2>/dev/null || echo none);" \
+        "install one, or name it: PYTHON=/path/to/python3.12 bash scripts/setup.sh" >&2
+    return 2
+}
+
+# The wheels of PyPI bring CUDA along on Linux, some gigabytes; without an NVIDIA driver the CPU's own wheels do.
+# Where pip is configured with sources of its own, those decide.
+torch_source() {
+    if [ "$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia ] && ! command -v nvidia-smi >/dev/null &&
+        [ -z "${PIP_INDEX_URL:-}${PIP_EXTRA_INDEX_URL:-}${PIP_FIND_LINKS:-}" ] &&
+        ! "$python" -m pip config list | grep -qE 'index-url|find-links|no-index'; then
+        echo "--retries=2 --extra-index-url=https://download.pytorch.org/whl/cpu"
+    fi
+}
+
+if ! { new_enough "$python" && "$python" -m pip --version >/dev/null 2>&1; }; then
+    base=$(find_python)
+    echo "setting up .venv with $("$base" --version), once; this takes some minutes"
+    if ! "$base" -m venv --clear .venv; then
+        echo "error: '$base -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2
+        exit 2
+    fi
+fi
+
+stamp=.venv/.installed-$requirements
+wanted=$("$python" --version; cat requirements*.txt | cksum)
+if [ "$(cat "$stamp" 2>/dev/null || true)" = "$wanted" ]; then
+    exit 0
+fi
+# shellcheck disable=SC2046 # two words or none
+"$python" -m pip install --quiet --disable-pip-version-check $(torch_source) "$(grep '^torch==' requirements.txt)"
+"$python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
+echo "$wanted" >"$stamp"
