@@ -26,14 +26,26 @@ from diffusers.utils.import_utils import is_xformers_available
 
 from animatediff.config import load_config, to_dict, to_yaml, update_config
 from animatediff.console import run_command
+from animatediff.data.conditions import read_conditions
 from animatediff.data.export import save_frames, save_gif, save_video, side_by_side
 from animatediff.data.video import Clip, fit_frames, read_frames, resolve_size
 from animatediff.errors import UserError, one_line
 from animatediff.files import remove_stale_parts, write_json
 from animatediff.models.adapter import Reference
 from animatediff.pipelines.efficientmt import EfficientMTPipeline
-from animatediff.pipelines.loading import load_pipeline, weight_files
-from animatediff.runs import InferenceConfig, Job, by_reference, check, content_hash, plan, read_jobs, reference_key
+from animatediff.pipelines.loading import load_motionclone, load_pipeline, weight_files
+from animatediff.pipelines.motionclone import MotionClonePipeline, MotionReference
+from animatediff.runs import (
+    InferenceConfig,
+    Job,
+    by_reference,
+    check,
+    content_hash,
+    plan,
+    read_jobs,
+    reference_key,
+    reference_seed,
+)
 
 DEFAULT_CONFIG = "configs/inference/miniature.yaml"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -43,13 +55,16 @@ LESS_MEMORY = (
 UNTRAINED = "UNTRAINED: the adapter has random weights, so no motion is transferred"
 
 
+Pipeline = EfficientMTPipeline | MotionClonePipeline
+
+
 @dataclass
 class Extracted:
     """A reference clip, read and run through the backbone once."""
 
     clip: Clip
     pixels: np.ndarray  # uint8 (f h w 3), as the network saw them
-    reference: Reference
+    reference: Reference | MotionReference
     seconds: float
 
 
@@ -109,14 +124,18 @@ def run(config: InferenceConfig, jobs: Sequence[Job], quiet: bool = False) -> li
     return rows
 
 
-def load(config: InferenceConfig, quiet: bool = False) -> tuple[EfficientMTPipeline, bool]:
+def load(config: InferenceConfig, quiet: bool = False) -> tuple[Pipeline, bool]:
     """The pipeline of `config`, placed on its device; and whether its adapter is trained."""
     device = _device(config.device)
     dtype = DTYPES["fp16" if device.type == "cuda" else "fp32"] if config.dtype == "auto" else DTYPES[config.dtype]
     if device.type == "cpu" and dtype == torch.float16:
         raise UserError("dtype is fp16, which the CPU cannot sample in; use dtype=fp32 or dtype=bf16")
     started = time.perf_counter()
-    pipeline = load_pipeline(config, config.scheduler, "cpu" if config.offload != "none" else device, dtype)
+    place: torch.device | str = "cpu" if config.offload != "none" else device
+    if config.method == "motionclone":
+        pipeline: Pipeline = load_motionclone(config, config.motionclone, place, dtype)
+    else:
+        pipeline = load_pipeline(config, config.scheduler, place, dtype)
     if config.offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     elif config.offload == "sequential":
@@ -126,7 +145,7 @@ def load(config: InferenceConfig, quiet: bool = False) -> tuple[EfficientMTPipel
     if config.attention == "xformers":
         _use_xformers(pipeline, device)
     pipeline.set_progress_bar_config(disable=quiet, desc="sampling", leave=False)
-    trained = pipeline.adapter.config.trained_steps != 0
+    trained = config.method == "motionclone" or pipeline.adapter.config.trained_steps != 0
     if not quiet:
         print(f"loaded {config.pretrained_model_path} on {device} in {time.perf_counter() - started:.1f} s ({dtype})")
         if not trained:
@@ -134,7 +153,7 @@ def load(config: InferenceConfig, quiet: bool = False) -> tuple[EfficientMTPipel
     return pipeline, trained
 
 
-def extract(pipeline: EfficientMTPipeline, config: InferenceConfig) -> Extracted:
+def extract(pipeline: Pipeline, config: InferenceConfig) -> Extracted:
     """Read the reference of `config` and run the reference pass."""
     started = time.perf_counter()
     clip = read_frames(config.ref_video_path, config.num_frames, start=config.start, duration=config.duration)
@@ -144,15 +163,20 @@ def extract(pipeline: EfficientMTPipeline, config: InferenceConfig) -> Extracted
     rows, columns = clip.frames.shape[1:3]
     height, width = resolve_size(rows, columns, config.height, config.width, config.fit, multiple)
     video = fit_frames(clip.frames, height, width, config.fit)
-    generator = torch.Generator().manual_seed(config.reference_seed)
+    generator = torch.Generator().manual_seed(reference_seed(config))
+    images = {"image_index": config.image_index, "controlnet_scale": config.controlnet_scale}
     reference = pipeline.extract(
-        video, timestep=config.reference_timestep, generator=generator, prompt=config.ref_prompt
+        video,
+        timestep=config.reference_timestep,
+        generator=generator,
+        prompt=config.ref_prompt,
+        **(images if config.sparsectrl_path else {}),
     )
     pixels = ((video + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()  # f 3 h w -> f h w 3
     return Extracted(clip, pixels, reference, time.perf_counter() - started)
 
 
-def make(pipeline: EfficientMTPipeline, job: Job, extracted: Extracted, trained: bool) -> None:
+def make(pipeline: Pipeline, job: Job, extracted: Extracted, trained: bool) -> None:
     """Generate one video and write it, what was asked for beside it, and last its sidecar."""
     config, started = job.config, time.perf_counter()
     _announce_cut(pipeline, config.prompt)
@@ -164,6 +188,7 @@ def make(pipeline: EfficientMTPipeline, job: Job, extracted: Extracted, trained:
         guidance_scale=config.guidance_scale,
         generator=torch.Generator().manual_seed(config.seed),
         output_type="np",
+        **_conditions(config, *extracted.pixels.shape[1:3]),
     ).frames[0]  # f h w 3, in [0, 1]
     if not np.isfinite(frames).all():
         raise UserError(f"sampling gave NaN in {config.dtype}; use dtype=fp32 or dtype=bf16, or a lower guidance_scale")
@@ -179,6 +204,16 @@ def make(pipeline: EfficientMTPipeline, job: Job, extracted: Extracted, trained:
             job.output.with_stem(f"{job.output.stem}-beside"), side_by_side(extracted.pixels, pixels), config.fps
         )
     write_json(job.sidecar, sidecar(job, extracted, trained, time.perf_counter() - started, pixels.shape))
+
+
+def _conditions(config: InferenceConfig, height: int, width: int) -> dict[str, torch.Tensor]:
+    """The condition images of a job in the image modes, as the pipeline's argument."""
+    if not config.sparsectrl_path:
+        return {}
+    images, warnings = read_conditions(config.condition_image_paths, height, width, config.fit)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return {"condition_images": images}
 
 
 def sidecar(job: Job, extracted: Extracted, trained: bool, seconds: float, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -268,14 +303,14 @@ def _device(name: str) -> torch.device:
     return PartialState().device if name == "cuda" else torch.device(name)
 
 
-def _use_xformers(pipeline: EfficientMTPipeline, device: torch.device) -> None:
+def _use_xformers(pipeline: Pipeline, device: torch.device) -> None:
     if device.type == "cuda" and is_xformers_available():
         pipeline.enable_xformers_memory_efficient_attention()
     else:
         print(f"attention: xformers has no operator for {device.type} here, using scaled_dot_product_attention")
 
 
-def _announce_cut(pipeline: EfficientMTPipeline, prompt: str) -> None:
+def _announce_cut(pipeline: Pipeline, prompt: str) -> None:
     limit = pipeline.tokenizer.model_max_length
     tokens = pipeline.tokenizer(prompt, verbose=False).input_ids
     if len(tokens) > limit:

@@ -14,13 +14,16 @@ from animatediff.data.export import safe_name
 from animatediff.data.video import FITS
 from animatediff.errors import UserError, describe_os_error
 from animatediff.files import read_json, read_jsonl
+from animatediff.models.sparsectrl import check_image_index
 from animatediff.models.unet import MAX_FRAMES
 from animatediff.pipelines.loading import SCHEDULERS, Weights, weight_files
+from animatediff.pipelines.motionclone import MotionCloneConfig
+from animatediff.pipelines.motionclone_sampling import check_steps
 
 MAX_STEPS = 1000  # the noise schedule's length
 MAX_SIDE = 4096  # pixels
 CHOICES = {
-    "method": ("efficientmt",),
+    "method": ("efficientmt", "motionclone"),
     "fit": FITS,
     "scheduler": tuple(SCHEDULERS),
     "device": ("auto", "cuda", "mps", "cpu"),
@@ -53,7 +56,12 @@ class InferenceConfig(Weights):
     guidance_scale: float = 6.0
     scheduler: str = "ddim"
     reference_timestep: int = 400
-    reference_seed: int = 42  # noise of the reference pass, shared by all jobs on one reference
+    reference_seed: int | None = 42  # noise of the reference pass, shared by all jobs on one reference; null: seed
+
+    motionclone: MotionCloneConfig = field(default_factory=MotionCloneConfig)  # method: motionclone
+    condition_image_paths: list[str] = field(default_factory=list)  # with sparsectrl_path: the image modes
+    image_index: list[int] = field(default_factory=lambda: [0])  # the frame of each condition image
+    controlnet_scale: float = 1.0
 
     output_dir: str = "outputs"
     fps: float = 8.0
@@ -71,7 +79,7 @@ class InferenceConfig(Weights):
 
 LOADED_ONCE = (
     {f.name for f in fields(Weights)}
-    | {"method", "scheduler", "device", "dtype", "attention", "offload"}
+    | {"method", "motionclone", "scheduler", "device", "dtype", "attention", "offload"}
     | {"vae_slicing"}
 )
 NOT_THE_RESULT = {
@@ -176,12 +184,36 @@ def check(config: InferenceConfig) -> None:
         ("fps", 0.1, 240),
     ):
         value = getattr(config, name)
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             raise UserError(f"{name} is {value}, expected {low} to {high}")
     if not config.ref_video_path:
         raise UserError("no reference video; give --ref_video_path (a video file or a folder of frames)")
     if not Path(config.ref_video_path).exists():
         raise UserError(f"no reference video at {config.ref_video_path}")
+    _check_motionclone(config)
+
+
+def _check_motionclone(config: InferenceConfig) -> None:
+    """UserError where settings of the method, or condition images and their mode, do not fit together."""
+    if config.method == "motionclone":
+        settings = config.motionclone
+        check_steps(config.num_inference_steps, settings.guidance_steps, settings.guided_share)
+        if config.scheduler != "ddim":
+            raise UserError(
+                f"scheduler is '{config.scheduler}', but MotionClone has timesteps of its own; leave it ddim"
+            )
+        if not 1 <= settings.k <= config.num_frames:
+            raise UserError(f"motionclone.k is {settings.k}, expected 1 to num_frames, {config.num_frames}")
+    if not config.sparsectrl_path:
+        if config.condition_image_paths:
+            raise UserError("condition_image_paths is given without sparsectrl_path, the weights that read the images")
+        return
+    if config.method != "motionclone":
+        raise UserError(f"sparsectrl_path is given, but only method=motionclone takes images, not {config.method}")
+    check_image_index(len(config.condition_image_paths), config.image_index, config.num_frames)
+    missing = [path for path in config.condition_image_paths if not Path(path).is_file()]
+    if missing:
+        raise UserError(f"no condition image at {missing[0]}; check condition_image_paths")
 
 
 def by_reference(jobs: Sequence[Job]) -> list[Job]:
@@ -195,8 +227,13 @@ def by_reference(jobs: Sequence[Job]) -> list[Job]:
 def reference_key(config: InferenceConfig) -> str:
     """Jobs with equal keys share one reference pass."""
     keys = ["ref_video_path", "num_frames", "height", "width", "fit", "start", "duration"]
-    keys += ["ref_prompt", "reference_timestep", "reference_seed"]
-    return json.dumps([getattr(config, key) for key in keys])
+    keys += ["ref_prompt", "reference_timestep", "image_index", "controlnet_scale"]
+    return json.dumps([reference_seed(config), *(getattr(config, key) for key in keys)])
+
+
+def reference_seed(config: InferenceConfig) -> int:
+    """The seed of the reference pass."""
+    return config.seed if config.reference_seed is None else config.reference_seed
 
 
 def content_hash(path: Path) -> str:
@@ -227,7 +264,8 @@ def _fingerprint(config: InferenceConfig, reference_hash: str, adapter_hash: str
     """Everything that decides the pixels: settings, prompt, seed, the reference's and the adapter's content."""
     sizes = {name: path.stat().st_size for name, path in weight_files(config).items() if path.is_file()}
     settings = {key: value for key, value in to_dict(config).items() if key not in NOT_THE_RESULT}
-    everything = [settings, config.prompt, config.seed, reference_hash, adapter_hash, sizes]
+    conditions = [content_hash(Path(path)) for path in config.condition_image_paths]
+    everything = [settings, config.prompt, config.seed, reference_hash, adapter_hash, sizes, conditions]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 

@@ -40,8 +40,11 @@ from animatediff.models.checkpoints import (
     load_original_motion_modules,
     read_state_dict,
 )
+from animatediff.models.sparsectrl import load_original_sparsectrl, merge_domain_adapter
 from animatediff.models.unet import VideoUNet, build_unet
+from animatediff.pipelines.base import VideoPipeline
 from animatediff.pipelines.efficientmt import EfficientMTPipeline
+from animatediff.pipelines.motionclone import MotionCloneConfig, MotionClonePipeline
 
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear", "steps_offset": 1}
 SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
@@ -64,6 +67,9 @@ class Weights:
     ckpt_path: str = "models/miniature/Integrated_Attention"  # the adapter: a published .ckpt, or a saved folder
     lora_paths: list[str] = field(default_factory=list)  # LoRA and MotionLoRA, in diffusers' formats
     lora_scale: float = 1.0
+    sparsectrl_path: str = ""  # MotionClone's image modes: a published SparseCtrl file, rgb or scribble
+    domain_adapter_path: str = ""  # v3_sd15_adapter.ckpt, merged into the backbone for good
+    domain_adapter_scale: float = 1.0
 
 
 @dataclass
@@ -87,6 +93,28 @@ def load_pipeline(
     adapter = load_adapter(base.unet, weights.ckpt_path)
     pipeline = EfficientMTPipeline(
         base.vae, base.text_encoder, base.tokenizer, base.unet, adapter, build_scheduler(scheduler)
+    )
+    load_loras(pipeline, weights)
+    return pipeline.to(device)
+
+
+def load_motionclone(
+    weights: Weights,
+    settings: MotionCloneConfig | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> MotionClonePipeline:
+    """MotionClone on the same files, without the trained adapter; SparseCtrl and domain adapter where named."""
+    base = load_components(weights, dtype)
+    if weights.domain_adapter_path:
+        state = read_state_dict(weights.domain_adapter_path)
+        merge_domain_adapter(base.unet, state, weights.domain_adapter_scale, weights.domain_adapter_path)
+    controlnet = None
+    if weights.sparsectrl_path:
+        state = read_state_dict(weights.sparsectrl_path)
+        controlnet = load_original_sparsectrl(base.unet, state, weights.sparsectrl_path)
+    pipeline = MotionClonePipeline(
+        base.vae, base.text_encoder, base.tokenizer, base.unet, build_scheduler("ddim"), controlnet, settings
     )
     load_loras(pipeline, weights)
     return pipeline.to(device)
@@ -147,7 +175,7 @@ def load_adapter(unet: VideoUNet, ckpt_path: str) -> Adapter:
     return nn.Module.to(model.adapter, unet.dtype).requires_grad_(False)
 
 
-def load_loras(pipeline: EfficientMTPipeline, weights: Weights) -> None:
+def load_loras(pipeline: VideoPipeline, weights: Weights) -> None:
     """Load `weights.lora_paths` (LoRA and MotionLoRA) side by side, at one scale."""
     names = [f"lora_{i}" for i in range(len(weights.lora_paths))]
     for name, path in zip(names, weights.lora_paths, strict=True):
@@ -178,6 +206,8 @@ def weight_files(weights: Weights) -> dict[str, Path]:
         "DreamBooth": weights.dreambooth_path,
         "adapter": weights.ckpt_path,
         **{f"LoRA {i}": path for i, path in enumerate(weights.lora_paths)},
+        "SparseCtrl": weights.sparsectrl_path,
+        "domain adapter": weights.domain_adapter_path,
     }
     return files | {name: Path(path) for name, path in named.items() if path}
 

@@ -78,8 +78,6 @@ class MotionClonePipeline(VideoPipeline):
             unet=unet,
             scheduler=scheduler,
             controlnet=controlnet,
-            feature_extractor=None,
-            image_encoder=None,
         )
         self.settings = MotionCloneConfig(**settings) if isinstance(settings, dict) else settings or MotionCloneConfig()
         self.register_to_config(settings=asdict(self.settings))
@@ -148,15 +146,14 @@ class MotionClonePipeline(VideoPipeline):
         (n 3 h w) in [0, 1], one per `image_index` of the reference, in the image modes. The callback and output_type
         ("pil", "np", "pt", "latent") are AnimateDiffPipeline's. UserError at the step where NaN arises.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         settings, device = self.settings, self._execution_device
         timesteps = uneven_timesteps(num_inference_steps, settings.guidance_steps, settings.guided_share)
         control = self._condition(condition_images, reference)
         positive, negative = self.encode_prompt(
-            prompts, device, 1, do_classifier_free_guidance=True, negative_prompt=negative_prompt
+            prompt, device, 1, do_classifier_free_guidance=True, negative_prompt=negative_prompt
         )
         if latents is None:
-            shape = (len(prompts), 4, reference.num_frames, *reference.latent_size)
+            shape = (len(positive), 4, reference.num_frames, *reference.latent_size)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         motion = {name: (values.to(device), at.to(device)) for name, (values, at) in reference.motion.items()}
         results = []
