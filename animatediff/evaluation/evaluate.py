@@ -1,0 +1,160 @@
+"""One evaluation: every item read, tracked and measured; one that fails is named and does not stop the others."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from animatediff.errors import UserError
+from animatediff.evaluation.embeddings import NONE, load_clip, load_dino
+from animatediff.evaluation.measures import (
+    Column,
+    Cost,
+    DinoConsistency,
+    Embedded,
+    Measure,
+    Motion,
+    Sample,
+    load_measure,
+    pick_device,
+    try_to_load,
+)
+from animatediff.evaluation.sources import Frames, Item, read_output, read_reference
+from animatediff.evaluation.trackers import Tracker, Tracks, build_tracker
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured and how. Every key can stand in the YAML and on the command line as key=value."""
+
+    clip: str = "openai/clip-vit-base-patch32"  # a hub key, a folder, or none
+    dino: str = NONE  # likewise, for example facebook/dinov2-small
+    tracker: str = "lucas_kanade"  # or cotracker, where the user has installed it (non-commercial licence)
+    grid: int = 24  # points are taken from a grid x grid division of the first frame
+    cotracker_checkpoint: str = "models/CoTracker/scaled_offline.pth"
+    static: float = 0.25  # pixels: a track's shorter step, within what the tracker trembles, stands still
+    compat: str | None = None  # ditflow: also report motion fidelity as that published script computes it
+    measures: list[str] = field(default_factory=list)  # further ones by name: miniature
+    device: str = "auto"
+    references: str | None = None  # a folder where references are looked for too
+    jobs: str | None = None  # JSON Lines of the jobs that every method should have done
+    baseline: str | None = None  # the method that others are compared with; the first where not given
+    videos: int = 64  # jobs whose videos are put into the HTML report
+
+
+@dataclass
+class Row:
+    """What was found for one item."""
+
+    item: Item
+    values: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    fps: float = 8.0
+    frames: Frames | None = None  # kept only where the pictures need it
+    reference: Frames | None = None
+    tracks: Tracks | None = None
+    reference_tracks: Tracks | None = None
+
+
+@dataclass
+class Tools:
+    """The loaded parts of an evaluation: measures, tracker, and the tracks of references seen before."""
+
+    measures: Sequence[Measure]
+    tracker: Tracker
+    references: Path | None = None
+    seen: dict[str, Tracks] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> list[Column]:
+        return [column for measure in self.measures for column in measure.columns]
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why whole columns are empty: column key -> reason."""
+        return {c.key: measure.reason for measure in self.measures if measure.reason for c in measure.columns}
+
+    def track_reference(self, frames: Frames) -> Tracks:
+        """Tracks of a reference; the same frames are tracked once."""
+        key = hashlib.sha256(frames.tobytes()).hexdigest()
+        if key not in self.seen:
+            self.seen[key] = self.tracker(frames)
+        return self.seen[key]
+
+
+def load_tools(config: EvaluationConfig) -> Tools:
+    """Models, tracker and measures. A missing CLIP or DINO becomes the reason of its columns."""
+    if config.static < 0:
+        raise UserError(f"static is {config.static}; expected pixels per frame, such as 0.25")
+    if config.grid < 1:
+        raise UserError(f"grid is {config.grid}; expected 1 or more points to a side")
+    if config.compat not in (None, "ditflow"):
+        raise UserError(f"compat is '{config.compat}'; expected ditflow or nothing")
+    device = pick_device(config.device)
+    measures: list[Measure] = [Embedded(*try_to_load(load_clip, config.clip, device))]
+    if config.dino != NONE:
+        measures.append(DinoConsistency(*try_to_load(load_dino, config.dino, device)))
+    measures.append(Motion(config.static, config.compat))
+    measures += [load_measure(name) for name in config.measures]
+    measures.append(Cost())
+    tracker = build_tracker(config.tracker, config.grid, config.cotracker_checkpoint, device)
+    return Tools(measures, tracker, None if config.references is None else Path(config.references))
+
+
+def evaluate(items: Iterable[Item], tools: Tools, keep: Callable[[Item], bool] = lambda item: True) -> Iterable[Row]:
+    """Rows of the items, one after the other; frames stay in those that `keep` says."""
+    for item in items:
+        row = evaluate_item(item, tools)
+        if not keep(item):
+            row.frames = row.reference = row.tracks = row.reference_tracks = None
+        yield row
+
+
+def evaluate_item(item: Item, tools: Tools) -> Row:
+    """Everything that can be measured of one item, and by name what cannot."""
+    row = Row(item)
+    if item.problem is not None:
+        row.problems.append(item.problem)
+    if item.output.suffix != ".json" and item.output.is_file():
+        try:
+            row.frames, row.fps, differs = read_output(item)
+            row.problems += differs
+        except UserError as error:
+            row.problems.append(str(error))
+    if row.frames is not None:
+        _follow(row, tools)
+        sample = Sample(row.frames, item.record, item.prompt, row.reference, row.tracks, row.reference_tracks)
+        for measure in tools.measures:
+            try:
+                measured = measure(sample)
+            except UserError as error:
+                row.problems.append(str(error))
+                continue
+            row.values |= measured.values
+            row.curves |= measured.curves
+    for column in tools.columns:
+        row.values.setdefault(column.key, math.nan)
+    return row
+
+
+def _follow(row: Row, tools: Tools) -> None:
+    """Read the reference and track both videos, as far as that can be done."""
+    if row.frames is None:
+        return
+    row.tracks = tools.tracker(row.frames)
+    if not len(row.tracks.tracks):
+        row.problems.append("the tracker finds nothing to follow in it")
+    if row.item.reference is None and row.item.problem is not None:
+        return  # said already
+    try:
+        row.reference = read_reference(row.item, row.frames.shape[:3], tools.references)
+    except UserError as error:
+        row.problems.append(str(error))
+        return
+    row.reference_tracks = tools.track_reference(row.reference)
+    if not len(row.reference_tracks.tracks):
+        row.problems.append(f"the tracker finds nothing to follow in its reference {row.item.reference}")
