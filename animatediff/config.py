@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -31,10 +32,7 @@ def load_config(
     for file in paths:
         config = _merge(config, _read_yaml(Path(file)), source=str(file))
     for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"'{override}' is not an override; write key=value, for example seed=7")
-        config = _merge(config, _parse_override(override), source=override)
+        config = _merge(config, _parse_override(schema, override), source=override)
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(f"{paths[-1] if paths else 'the configuration'} lacks a value for {', '.join(missing)}")
@@ -43,7 +41,14 @@ def load_config(
 
 def update_config(config: T, values: dict[str, Any], source: str) -> T:
     """A copy of the dataclass instance `config` with `values` (a possibly nested mapping) laid over it."""
-    merged = _merge(OmegaConf.structured(config), OmegaConf.create(_escaped(values)), source=source)
+    return OmegaConf.to_object(_merge(_structured(config), _literal(values, source), source))  # type: ignore[return-value]
+
+
+def override_config(config: T, overrides: Sequence[str]) -> T:
+    """A copy of the dataclass instance `config` with `key=value` strings laid over it, as in `load_config`."""
+    merged = _structured(config)
+    for override in overrides:
+        merged = _merge(merged, _parse_override(type(config), override), source=override)
     return OmegaConf.to_object(merged)  # type: ignore[return-value]
 
 
@@ -75,7 +80,21 @@ def _escaped(value: Any) -> Any:
         return {key: _escaped(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_escaped(inner) for inner in value]
-    return value.replace("${", "\\${") if isinstance(value, str) else value
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def _literal(values: dict[str, Any], source: str) -> Any:
+    """`values` as OmegaConf's, strings taken literally; "???" alone cannot be, it stands for a missing value there."""
+    literal = OmegaConf.create(_escaped(values))
+    missing = sorted(OmegaConf.missing_keys(literal))
+    if missing:
+        raise UserError(f"{missing[0]} in {source} is '???', which stands for a missing value; write something else")
+    return literal
+
+
+def _structured(config: Any) -> Any:
+    """The dataclass instance `config` as OmegaConf's, its strings taken literally."""
+    return OmegaConf.merge(OmegaConf.structured(type(config)), _literal(to_dict(config), "the configuration"))
 
 
 def _read_yaml(path: Path) -> Any:
@@ -90,10 +109,17 @@ def _read_yaml(path: Path) -> Any:
     return loaded
 
 
-def _parse_override(override: str) -> Any:
+def _parse_override(schema: type, override: str) -> Any:
+    """One `key=value` string as OmegaConf's mapping. Where the schema says text, the value is taken as it stands."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"'{override}' is not an override; write key=value, for example seed=7")
+    kind = get_type_hints(schema).get(key)
+    if kind is str or (kind == str | None and value != "null"):
+        return _literal({key: value}, "the command line")
     try:
         return OmegaConf.from_dotlist([override])
-    except Exception as error:
+    except Exception as error:  # yaml raises a family of unrelated classes
         raise UserError(f"'{override}' is not a valid key=value override ({one_line(error)})") from error
 
 

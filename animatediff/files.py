@@ -78,19 +78,26 @@ def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
 
     UserError names the line that is not a JSON object.
     """
-    rows: list[tuple[int, dict[str, Any]]] = []
+    return [(number, parse_object(line, f"{path} line {number}")) for number, line in read_lines(path)]
+
+
+def read_lines(path: str | Path) -> list[tuple[int, str]]:
+    """The lines of a UTF-8 text file that are not blank, with their numbers."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path} line {number} is not valid JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path} line {number} is {type(row).__name__}, expected a JSON object")
-        rows.append((number, row))
-    return rows
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # splitlines() would also cut inside strings
+    except OSError as error:
+        raise describe_os_error(error, f"reading {path}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error})") from error
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def parse_object(text: str, label: str) -> dict[str, Any]:
+    """The JSON object that `text` holds; UserError, naming `label`, where it holds none."""
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{label} is not valid JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{label} is {type(row).__name__}, expected a JSON object")
+    return row
