@@ -124,7 +124,7 @@ class Clip:
         """Tracks of `count` points fixed to the subject, well inside its outline: [count, f, 2] in pixels."""
         rng = np.random.default_rng([seed, 3])
         drawn = rng.uniform(-1, 1, (count * 64, 2))
-        local = drawn[_distance(self.content.shape, drawn) < -0.12][:count]
+        local = drawn[shape_distance(self.content.shape, drawn) < -0.12][:count]
         motion = self.motion
         cos, sin = np.cos(motion.angle), np.sin(motion.angle)
         turn = np.stack([np.stack([cos, -sin], axis=1), np.stack([sin, cos], axis=1)], axis=1)  # f 2 2
@@ -187,7 +187,7 @@ def render(clip: Clip) -> NDArray[np.uint8]:
     ground = np.asarray(GROUNDS[content.ground], np.float32) + CONTRAST * texture[..., None]
     local = _to_local(world, motion)  # f h w 2
     pixel = 1 / (RADIUS * motion.scale * motion.zoom * clip.unit)
-    distance = _distance(content.shape, local) / pixel.astype(np.float32)[:, None, None]  # in pixels
+    distance = shape_distance(content.shape, local) / pixel.astype(np.float32)[:, None, None]  # in pixels
     cover = np.clip(0.5 - distance, 0, 1)[..., None]
     shade = 1 - SHADE * (0.5 + 0.5 * np.sin(4.2 * local[..., 0] + 2.1 * local[..., 1] + rng.uniform(0, 2 * np.pi)))
     subject = np.asarray(COLOURS[content.colour], np.float32) * shade[..., None].astype(np.float32)
@@ -224,7 +224,7 @@ def _background(pattern: str, world: Pixels, rng: np.random.Generator) -> Pixels
     return total / 3.2
 
 
-def _distance(shape: str, local: NDArray) -> NDArray:
+def shape_distance(shape: str, local: NDArray) -> NDArray:
     """Signed distance to the outline of `shape` at local points [..., 2], negative inside; radius about 1: [...]."""
     x, y = local[..., 0], local[..., 1]
     if shape == "circle":

@@ -1,0 +1,163 @@
+"""The miniature's base model: a text-to-image UNet on single frames first, then motion modules on clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from animatediff.miniature.loop import train
+from animatediff.miniature.text import LENGTH, WIDTH
+from animatediff.models import VideoUNet, build_unet
+from animatediff.models.motion_module import MotionModule
+from animatediff.pipelines.loading import build_scheduler
+
+UNET_CONFIG: dict[str, Any] = {
+    "sample_size": 16,
+    "block_out_channels": (32, 64, 96, 128),
+    "layers_per_block": 1,
+    "cross_attention_dim": WIDTH,
+    "attention_head_dim": 2,  # SD1.5's spelling of the number of heads
+    "norm_num_groups": 8,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+}
+DROP = 0.1  # share of captions replaced by the empty prompt, for classifier-free guidance
+MAX_WEIGHT = 5.0
+
+
+def noise_loss(predicted: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
+    """Squared error on the noise, weighted per sample by 1 / alpha_bar up to MAX_WEIGHT; scalar.
+
+    1 / alpha_bar is the weight that turns the error on the noise into the error on v. It gives the high-noise steps,
+    where colour and place are decided, a voice that the plain error denies them. predicted, noise: [n, ...];
+    alphas [n]: alpha_bar at each sample's step.
+    """
+    error = (predicted.float() - noise).square().flatten(1).mean(dim=1)
+    return (error / alphas.clamp(min=1 / MAX_WEIGHT)).mean()
+
+
+def _noised(latents: Tensor, alphas: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    noise = torch.randn(latents.shape, generator=generator)
+    scale = alphas.view(-1, *[1] * (latents.ndim - 1))
+    return scale.sqrt() * latents + (1 - scale).sqrt() * noise, noise
+
+
+def _drop_captions(tokens: Tensor, empty: Tensor, generator: torch.Generator) -> Tensor:
+    """`tokens` [n, LENGTH] with a random tenth replaced by the empty prompt's [LENGTH]."""
+    dropped = torch.rand(len(tokens), 1, generator=generator) < DROP
+    return torch.where(dropped, empty[None], tokens)
+
+
+def train_frames(
+    unet: UNet2DConditionModel,
+    encoder: CLIPTextModel,
+    latents: Tensor,
+    tokens: Tensor,
+    empty: Tensor,
+    steps: int,
+    batch: int,
+    lr: float,
+    checkpoint: Path,
+    seed: int,
+) -> None:
+    """Train `unet` and `encoder` jointly on single frames.
+
+    latents [n, f, 4, h, w]: scaled latents of n clips; tokens [n, LENGTH]: their captions; empty [LENGTH]: the empty
+    prompt. Resumes from `checkpoint`.
+    """
+    alphas = build_scheduler("ddim").alphas_cumprod
+
+    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+        clip = torch.randint(len(latents), (batch,), generator=generator)
+        frame = torch.randint(latents.shape[1], (batch,), generator=generator)
+        time = torch.randint(1000, (batch,), generator=generator)
+        noisy, noise = _noised(latents[clip, frame].float(), alphas[time], generator)
+        text = encoder(_drop_captions(tokens[clip], empty, generator))[0]
+        return noise_loss(unet(noisy, time, text).sample, noise, alphas[time])
+
+    parameters = [*unet.parameters(), *encoder.parameters()]
+    train("frames", [{"params": parameters, "lr": lr}], loss_of, steps, checkpoint, seed)
+
+
+def train_clips(
+    unet: VideoUNet,
+    latents: Tensor,
+    text: Tensor,
+    empty: Tensor,
+    steps: int,
+    batch: int,
+    lr: float,
+    spatial_lr: float,
+    checkpoint: Path,
+    seed: int,
+) -> None:
+    """Train the motion modules of `unet` on whole clips, its spatial layers along with them at `spatial_lr`.
+
+    latents [n, f, 4, h, w]; text [n, LENGTH, WIDTH]: caption embeddings; empty [LENGTH, WIDTH]: the empty prompt's.
+    Resumes from `checkpoint`.
+    """
+    alphas = build_scheduler("ddim").alphas_cumprod
+    frames = latents.shape[1]
+
+    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+        clip = torch.randint(len(latents), (batch,), generator=generator)
+        time = torch.randint(1000, (batch,), generator=generator)
+        noisy, noise = _noised(latents[clip].float().transpose(1, 2), alphas[time], generator)  # b c f h w
+        dropped = torch.rand(batch, 1, 1, generator=generator) < DROP
+        prompt = torch.where(dropped, empty[None], text[clip]).repeat_interleave(frames, dim=0)  # (b f) tokens dim
+        return noise_loss(unet(noisy, time, prompt).sample, noise, alphas[time])
+
+    motion = [p for name, p in unet.named_parameters() if "motion_modules" in name]
+    spatial = [p for name, p in unet.named_parameters() if "motion_modules" not in name]
+    groups = [{"params": motion, "lr": lr}, {"params": spatial, "lr": spatial_lr}]
+    train("clips", groups, loss_of, steps, checkpoint, seed)
+
+
+def build_image_unet() -> UNet2DConditionModel:
+    """The untrained spatial UNet."""
+    return UNet2DConditionModel(**UNET_CONFIG)
+
+
+def to_video_unet(unet: UNet2DConditionModel) -> VideoUNet:
+    """A VideoUNet with the spatial weights of `unet` and fresh motion modules, whose outputs start at zero."""
+    video = build_unet(UNET_CONFIG)
+    missing, unexpected = video.load_state_dict(unet.state_dict(), strict=False)
+    if unexpected or any("motion_modules" not in name for name in missing):
+        raise ValueError(f"the two UNets do not match: {[*missing, *unexpected][:3]}")
+    for module in video.modules():
+        if isinstance(module, MotionModule):
+            torch.nn.init.zeros_(module.proj_out.weight)
+            torch.nn.init.zeros_(module.proj_out.bias)
+    return video
+
+
+@torch.no_grad()
+def sample(
+    unet: UNet2DConditionModel | VideoUNet,
+    text: Tensor,
+    empty: Tensor,
+    shape: Sequence[int],
+    seed: int,
+    guidance: float = 4.0,
+    steps: int = 25,
+) -> Tensor:
+    """DDIM samples with classifier-free guidance: scaled latents of `shape`, [n, 4, h, w] or [n, 4, f, h, w].
+
+    text [n, LENGTH, WIDTH]; empty [LENGTH, WIDTH].
+    """
+    scheduler = build_scheduler("ddim")
+    scheduler.set_timesteps(steps)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    both = torch.cat([empty[None].expand(len(text), LENGTH, WIDTH), text])
+    if latents.ndim == 5:
+        both = both.repeat_interleave(shape[2], dim=0)
+    for time in scheduler.timesteps:
+        without, prompted = unet(torch.cat([latents, latents]), time, both).sample.chunk(2)
+        latents = scheduler.step(without + guidance * (prompted - without), time, latents).prev_sample
+    return latents

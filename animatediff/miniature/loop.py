@@ -1,0 +1,146 @@
+"""The training loop shared by the miniature's stages: AdamW, one-cycle rate, EMA, checkpoints that resume."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from animatediff.errors import UserError
+from animatediff.files import atomic_path
+
+LossFunction = Callable[[int, torch.Generator], Tensor]
+
+
+def one_cycle(step: int, steps: int, warmup: float = 0.08, floor: float = 0.01) -> float:
+    """The learning rate at `step` of `steps` as a share of its peak: linear warm-up, then half a cosine to `floor`."""
+    start = max(1, round(warmup * steps))
+    if step < start:
+        return (step + 1) / start
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, steps - start)))
+
+
+def ema_decay(step: int, decay: float) -> float:
+    """Decay of the moving average at `step`: short memory first, so that the random start is forgotten."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+class Average:
+    """Exponential moving average of the trained parameters, in float32, and the way to put it in their place."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self.parameters = list(parameters)
+        self.decay = decay
+        self.values = [p.detach().float().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = ema_decay(step, self.decay)
+        torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - decay)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Copy the averages into the parameters."""
+        for parameter, value in zip(self.parameters, self.values, strict=True):
+            parameter.copy_(value)
+
+
+def train(
+    name: str,
+    groups: Sequence[dict],
+    loss_of: LossFunction,
+    steps: int,
+    checkpoint: Path,
+    seed: int,
+    decay: float = 0.998,
+    save_every: int = 200,
+    clip: float = 1.0,
+    report_every: int = 50,
+    after: Callable[[int], None] | None = None,
+) -> Average:
+    """Minimise `loss_of(step, generator)` over the parameters of `groups` (AdamW groups, each with its own lr).
+
+    Repeating the call resumes from `checkpoint`. The generator is seeded by (seed, step), so an interrupted run
+    sees the data of an unbroken one. UserError where the loss stops being finite; the last checkpoint stays. On
+    return the moving average has taken the parameters' place.
+    """
+    parameters = [p for group in groups for p in group["params"]]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    average = Average(parameters, decay)
+    first = _resume(checkpoint, parameters, optimizer, average)
+    generator = torch.Generator()
+    recent, began = 0.0, time.time()
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=5, disable=rank() > 0)
+    for step in bar:
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * one_cycle(step, steps)
+        generator.manual_seed((seed * 1_000_003 + step) * 64 + rank())
+        loss = loss_of(step, generator)
+        if not torch.isfinite(loss):
+            raise UserError(f"{name}: the loss is {loss.item()} at step {step}; {checkpoint} holds the last good state")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(parameters)
+        nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+        average.update(step)
+        recent += loss.item() / report_every
+        if (step + 1) % report_every == 0 and rank() == 0:
+            tqdm.write(f"{name} step {step + 1}/{steps} loss {recent:.5f} {time.time() - began:.0f} s")
+            recent = 0.0
+        if ((step + 1) % save_every == 0 or step + 1 == steps) and rank() == 0:
+            _save(checkpoint, step + 1, parameters, optimizer, average)
+            if after is not None:
+                after(step + 1)
+    average.apply()
+    return average
+
+
+def rank() -> int:
+    """This process's number among those of a distributed run; 0 when there is one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace every gradient by its mean over the processes of a distributed run."""
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = mean.view_as(parameter)
+
+
+def _save(path: Path, step: int, parameters: list, optimizer: torch.optim.Optimizer, average: Average) -> None:
+    state = {
+        "step": step,
+        "parameters": [p.detach() for p in parameters],
+        "average": average.values,
+        "optimizer": optimizer.state_dict(),
+    }
+    with atomic_path(path) as part:
+        torch.save(state, part)
+
+
+@torch.no_grad()
+def _resume(path: Path, parameters: list, optimizer: torch.optim.Optimizer, average: Average) -> int:
+    if not path.is_file():
+        return 0
+    state = torch.load(path, weights_only=True)
+    shapes = [tuple(value.shape) for value in state["parameters"]]
+    if shapes != [tuple(p.shape) for p in parameters]:
+        raise UserError(f"{path} belongs to a model of other shapes; delete it to start this stage again")
+    for parameter, value in zip(parameters, state["parameters"], strict=True):
+        parameter.copy_(value)
+    average.values = state["average"]
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])

@@ -1,0 +1,94 @@
+"""The measures of the miniature: perfect answers score perfectly, wrong ones do not, the jobs are held out."""
+
+import json
+
+import numpy as np
+import pytest
+
+from animatediff.data.motions import sector_is_held_out
+from animatediff.data.synthetic import Clip, Content
+from animatediff.evaluation.miniature import (
+    UNSEEN,
+    camera_cosine,
+    displacement_cosine,
+    heldout_jobs,
+    mean_distance,
+    score,
+    summarise,
+    true_camera_steps,
+    write_jobs,
+)
+
+JOBS = heldout_jobs()
+
+
+def test_jobs_are_fixed_held_out_and_share_no_colour():
+    assert [job.prompt for job in JOBS] == [job.prompt for job in heldout_jobs()]
+    assert len({job.name for job in JOBS}) == 64
+    for job in JOBS:
+        assert sector_is_held_out(job.reference.motion.phase)
+        assert job.reference.content.split == job.content.split == "heldout"
+        assert job.reference.content.colour != job.content.colour
+        assert job.reference.content.shape != job.content.shape
+
+
+@pytest.mark.parametrize("number", [0, 4, 6, 9, 10, 11])
+def test_the_perfect_answer_scores_perfectly(number):
+    found = score(JOBS[number].wanted.frames(), JOBS[number])
+    assert found["distance"] < 0.5
+    assert np.isnan(found["cosine"]) or found["cosine"] > 0.98
+    assert np.isnan(found["camera"]) == (number < 9)
+    assert np.isnan(found["camera"]) or found["camera"] > 0.98
+    assert all(found[name] for name in ("colour", "shape", "pattern", "ground", "background"))
+    assert not found["leak"]
+
+
+def test_the_reversed_motion_scores_as_backwards():
+    job = JOBS[0]
+    frames = job.wanted.frames()[::-1]
+    assert score(frames, job)["cosine"] < -0.9
+    assert score(frames, job, backwards=True)["cosine"] > 0.98
+
+
+def test_the_references_own_colour_is_a_leak():
+    job = JOBS[3]
+    leaking = Content(job.content.shape, job.reference.content.colour, job.content.pattern, job.content.ground)
+    found = score(Clip(leaking, job.reference.motion).frames(), job)
+    assert found["leak"]
+    assert not found["colour"]
+    assert found["shape"]
+
+
+def test_cosine_by_hand():
+    reference = np.array([[0.0, 0], [2, 0], [2, 0.1], [2, 2]])
+    track = np.array([[0.0, 0], [0, 3], [9, 9], [9, 12]])
+    assert displacement_cosine(reference, reference, 64) == pytest.approx(1)
+    assert displacement_cosine(track, reference, 64) == pytest.approx(0.5)  # 90 degrees, still (left out), the same
+    assert displacement_cosine(np.full((4, 2), np.nan), reference, 64) == 0
+    assert np.isnan(displacement_cosine(track, np.zeros((4, 2)), 64))
+
+
+def test_distance_by_hand():
+    reference = np.zeros((2, 2))
+    assert mean_distance(np.array([[3.0, 4], [0, 0]]), reference, 50) == pytest.approx(5)
+    assert mean_distance(np.array([[3.0, 4], [np.nan, np.nan]]), reference, 50) == pytest.approx(5 + UNSEEN / 2)
+
+
+def test_camera_cosine_knows_opposite_zooms():
+    zoom_in = true_camera_steps(JOBS[10].reference)
+    backwards = Clip(JOBS[10].content, JOBS[10].reference.motion.reversed())
+    assert camera_cosine(zoom_in, zoom_in, (64, 64)) == pytest.approx(1)
+    assert camera_cosine(true_camera_steps(backwards), zoom_in, (64, 64)) < -0.95
+    assert camera_cosine(np.full((15, 2, 3), np.nan), zoom_in, (64, 64)) == 0
+
+
+def test_summary_skips_what_was_not_measured():
+    rows = [{"job": "a", "cosine": 1.0, "leak": False}, {"job": "b", "cosine": float("nan"), "leak": True}]
+    assert summarise(rows) == {"jobs": 2, "cosine": 1.0, "leak": 0.5}
+
+
+def test_written_jobs_can_be_read_back(tmp_path):
+    path = write_jobs(tmp_path, heldout_jobs(2))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [job.prompt for job in JOBS[:2]]
+    assert all((tmp_path / line["ref_video_path"].rpartition("/")[2]).is_file() for line in lines)

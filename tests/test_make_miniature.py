@@ -1,0 +1,131 @@
+"""scripts/make_miniature.py: stages that resume, and a base model that the common loader takes."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from animatediff.config import load_config
+from animatediff.errors import UserError
+from animatediff.miniature.base import build_image_unet, to_video_unet
+from animatediff.miniature.loop import one_cycle, train
+from animatediff.miniature.text import build_text_encoder, build_tokenizer, encode_text, tokenize, world_words
+from animatediff.pipelines.loading import Weights, load_components
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "make_miniature.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("make_miniature", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_shipped_config_is_the_default(script):
+    assert load_config(script.MiniatureConfig, script.CONFIG) == script.MiniatureConfig()
+
+
+def test_a_small_run_gives_what_the_loader_takes_and_repeating_it_changes_nothing(script, tmp_path):
+    overrides = ["clips=3", "latents=3", "vae.steps=1", "vae.batch=1", "frames.steps=1", "frames.batch=2"]
+    overrides += ["motion.steps=1", "motion.batch=1", f"work={tmp_path / 'work'}", f"output={tmp_path / 'out'}"]
+    config = load_config(script.MiniatureConfig, script.CONFIG, overrides)
+    script.make(config)
+    weights = Weights(
+        pretrained_model_path=str(tmp_path / "out" / "StableDiffusion"),
+        motion_module_path=str(tmp_path / "out" / "Motion_Module" / "mm.safetensors"),
+        ckpt_path="",
+    )
+    first = load_components(weights)
+    trained = script.VideoUNet.from_pretrained(tmp_path / "work" / "video")
+    assert first.vae.config.scaling_factor == 0.5
+    assert first.tokenizer.model_max_length == 32
+    script.make(config)
+    second = load_components(weights)
+    for name, value in first.unet.named_parameters():
+        assert torch.equal(value, second.unet.get_parameter(name))
+        assert torch.equal(value.half(), trained.get_parameter(name).half())
+
+
+def test_more_latents_than_clips_are_refused(script, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["make_miniature.py", "clips=2", "latents=3"])
+    with pytest.raises(UserError, match="latents is 3"):
+        script.main()
+
+
+def test_an_interrupted_stage_ends_with_the_weights_of_an_unbroken_one(tmp_path):
+    def run(path, steps, until=None):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 1)
+
+        def loss_of(step, generator):
+            if step == until:
+                raise KeyboardInterrupt
+            return (model(torch.randn(8, 4, generator=generator)) - 1).square().mean()
+
+        train("test", [{"params": list(model.parameters()), "lr": 1e-2}], loss_of, steps, path, 0, save_every=2)
+        return model.state_dict()
+
+    whole = run(tmp_path / "a.pt", 9)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b.pt", 9, until=5)
+    resumed = run(tmp_path / "b.pt", 9)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(UserError, match="nan at step 0"):
+        train(
+            "test", [{"params": [weight], "lr": 1.0}], lambda *_: weight.sum() * float("nan"), 2, tmp_path / "x.pt", 0
+        )
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(tmp_path):
+    for size in (1, 2):
+        weight = torch.nn.Parameter(torch.zeros(size))
+        arguments = ("test", [{"params": [weight], "lr": 1.0}], lambda *_, w=weight: w.sum(), 1, tmp_path / "x.pt", 0)
+        if size == 1:
+            train(*arguments)
+        else:
+            with pytest.raises(UserError, match="other shapes"):
+                train(*arguments)
+
+
+def test_one_cycle_rises_and_falls():
+    rates = [one_cycle(step, 100) for step in range(100)]
+    assert max(rates) == 1
+    assert rates[0] < 0.2
+    assert rates[-1] < 0.02
+    assert rates[8:] == sorted(rates[8:], reverse=True)
+
+
+def test_every_word_is_one_token_and_any_text_can_be_spelled():
+    tokenizer = build_tokenizer()
+    for word in world_words():
+        assert len(tokenizer(word).input_ids) == 3
+    text = "Ein Bär 🐻 tanzt"
+    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True).strip() == text.lower()
+    assert tokenize(tokenizer, ["a red star", ""]).shape == (2, 32)
+
+
+def test_captions_differ_in_the_text_encoder():
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    first, second = encode_text(build_text_encoder(tokenizer), tokenizer, ["a red star", "a blue star"])
+    assert not torch.equal(first, second)
+
+
+def test_fresh_motion_modules_leave_the_image_unet_as_it_was():
+    torch.manual_seed(0)
+    image = build_image_unet().eval()
+    video = to_video_unet(image).eval()
+    x, text = torch.randn(1, 4, 2, 16, 16), torch.randn(2, 32, 64)
+    with torch.no_grad():
+        together = video(x, 300, text).sample[0].transpose(0, 1)
+        apart = image(x[0].transpose(0, 1), 300, text).sample
+    assert torch.allclose(together, apart, atol=1e-5)
