@@ -24,16 +24,6 @@ find_python() {
     return 2
 }
 
-# The wheels of PyPI bring CUDA along on Linux, some gigabytes; without an NVIDIA driver the CPU's own wheels do.
-# Where pip is configured with sources of its own, those decide.
-torch_source() {
-    if [ "$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia ] && ! command -v nvidia-smi >/dev/null &&
-        [ -z "${PIP_INDEX_URL:-}${PIP_EXTRA_INDEX_URL:-}${PIP_FIND_LINKS:-}" ] &&
-        ! "$python" -m pip config list | grep -qE 'index-url|find-links|no-index'; then
-        echo "--retries=2 --extra-index-url=https://download.pytorch.org/whl/cpu"
-    fi
-}
-
 if ! { new_enough "$python" && "$python" -m pip --version >/dev/null 2>&1; }; then
     base=$(find_python)
     echo "setting up .venv with $("$base" --version), once; this takes some minutes"
@@ -48,7 +38,6 @@ wanted=$("$python" --version; cat requirements*.txt | cksum)
 if [ "$(cat "$stamp" 2>/dev/null || true)" = "$wanted" ]; then
     exit 0
 fi
-# shellcheck disable=SC2046 # two words or none
-"$python" -m pip install --quiet --disable-pip-version-check $(torch_source) "$(grep '^torch==' requirements.txt)"
+"$python" -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)"
 "$python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
 echo "$wanted" >"$stamp"
