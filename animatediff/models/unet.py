@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers import UNetMotionModel
+from diffusers import ModelMixin, UNetMotionModel
 from torch import nn
 
 from animatediff.models.motion_module import MotionModule
@@ -14,7 +14,7 @@ from animatediff.models.motion_module import MotionModule
 MAX_FRAMES = 32  # rows of the motion modules' position table
 
 
-class VideoUNet(UNetMotionModel):
+class VideoUNet(UNetMotionModel, ModelMixin):  # diffusers' pipelines look for ModelMixin among this module's names
     """diffusers' UNetMotionModel with motion modules that normalise each frame by itself.
 
     Same parameter names, same config, same forward: sample (b c f h w), timestep () or (b,), encoder_hidden_states

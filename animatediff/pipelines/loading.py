@@ -15,7 +15,6 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
-    LMSDiscreteScheduler,
     PNDMScheduler,
     SchedulerMixin,
 )
@@ -53,8 +52,10 @@ SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "euler": (EulerDiscreteScheduler, {}),
     "euler_ancestral": (EulerAncestralDiscreteScheduler, {}),
     "dpmsolver++": (DPMSolverMultistepScheduler, {}),
-    "lms": (LMSDiscreteScheduler, {}),
 }
+
+_DIFFUSERS = ("diffusion_pytorch_model",)  # how diffusers calls weights; below, how transformers does
+_BASE_MODEL = {"unet": _DIFFUSERS, "vae": _DIFFUSERS, "text_encoder": ("model", "pytorch_model")}
 
 
 @dataclass
@@ -133,11 +134,11 @@ def load_components(weights: Weights, dtype: torch.dtype = torch.float32) -> Com
     for model in (unet, vae, text_encoder):
         nn.Module.to(model, dtype)  # diffusers' own `to` warns of a loss of precision that none of these has
 
-    path, state = _read_component(folder / "unet", "diffusion_pytorch_model")
+    path, state = _read_component(folder / "unet", *_BASE_MODEL["unet"])
     _load_spatial(unet, state, path)
-    path, state = _read_component(folder / "vae", "diffusion_pytorch_model")
+    path, state = _read_component(folder / "vae", *_BASE_MODEL["vae"])
     load_exactly(vae, _modern_vae_names(state), path, expected="a VAE (AutoencoderKL)")
-    path, state = _read_component(folder / "text_encoder", "pytorch_model", "model")
+    path, state = _read_component(folder / "text_encoder", *_BASE_MODEL["text_encoder"])
     _load_text_encoder(text_encoder, state, path)
     load_original_motion_modules(unet, read_state_dict(weights.motion_module_path), weights.motion_module_path)
     if weights.dreambooth_path:
@@ -198,9 +199,10 @@ def build_scheduler(name: str) -> SchedulerMixin:
 
 
 def weight_files(weights: Weights) -> dict[str, Path]:
-    """Every file or folder that loading reads, by what it is: for a dry run."""
+    """Every file that loading reads (of the tokenizer and some LoRAs: its folder), there or not, by what it is."""
     base = Path(weights.pretrained_model_path)
-    files = {f"base model: {part}": base / part for part in ("unet", "vae", "text_encoder", "tokenizer")}
+    files = {f"base model: {part}": _weights_in(base / part, *stems) for part, stems in _BASE_MODEL.items()}
+    files["base model: tokenizer"] = base / "tokenizer"
     named = {
         "motion module": weights.motion_module_path,
         "DreamBooth": weights.dreambooth_path,
@@ -209,18 +211,24 @@ def weight_files(weights: Weights) -> dict[str, Path]:
         "SparseCtrl": weights.sparsectrl_path,
         "domain adapter": weights.domain_adapter_path,
     }
-    return files | {name: Path(path) for name, path in named.items() if path}
+    files |= {name: Path(path) for name, path in named.items() if path}
+    if weights.ckpt_path and files["adapter"].is_dir():
+        files["adapter"] = _weights_in(files["adapter"], *_DIFFUSERS)
+    return files
 
 
 def _read_component(folder: Path, *stems: str) -> tuple[str, StateDict]:
-    """The weights in a diffusers component folder, safetensors before .bin, full precision before fp16."""
-    names = [
-        f"{stem}{variant}{suffix}" for suffix in (".safetensors", ".bin") for variant in ("", ".fp16") for stem in stems
-    ]
-    for name in names:
-        if (folder / name).is_file():
-            return str(folder / name), read_state_dict(folder / name)
-    raise UserError(f"no weights in {folder}; expected {names[0]} or {stems[0]}.bin")
+    """The weights in a diffusers component folder, and where they were found."""
+    path = _weights_in(folder, *stems)
+    if not path.is_file():
+        raise UserError(f"no weights in {folder}; expected {path.name} or {stems[0]}.bin")
+    return str(path), read_state_dict(path)
+
+
+def _weights_in(folder: Path, *stems: str) -> Path:
+    """The weights in a component folder, safetensors before .bin, full precision before fp16; else the first name."""
+    names = [f"{stem}{kind}{end}" for end in (".safetensors", ".bin") for kind in ("", ".fp16") for stem in stems]
+    return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
 
 
 def _load_spatial(unet: VideoUNet, state: StateDict, source: str) -> None:
@@ -289,6 +297,6 @@ def _load_saved_adapter(unet: VideoUNet, folder: Path) -> Adapter:
                 f"{folder} is an adapter for {path} with {channels} channels; the backbone has {own or 'no such block'}"
             )
     adapter = Adapter(**options)
-    source, state = _read_component(folder, "diffusion_pytorch_model")
+    source, state = _read_component(folder, *_DIFFUSERS)
     load_exactly(adapter, state, source, expected="the adapter that its config.json describes")
     return nn.Module.to(adapter, unet.dtype).requires_grad_(False)
