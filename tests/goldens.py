@@ -14,8 +14,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from animatediff.models import VideoUNet, build_unet
+from animatediff.models.checkpoints import load_original_unet, original_unet_state
+
 GOLDEN = Path(__file__).parent / "golden"
 EFFICIENTMT = GOLDEN / "efficientmt"
+MOTIONCLONE = GOLDEN / "motionclone"
 TINY = {
     "block_out_channels": [32, 64, 128, 128],
     "layers_per_block": 2,
@@ -38,9 +42,9 @@ def fill(name: str, shape: tuple[int, ...], seed_name: str | None = None) -> tor
     return torch.from_numpy(values)
 
 
-def golden(name: str) -> torch.Tensor:
+def golden(name: str, folder: Path = EFFICIENTMT) -> torch.Tensor:
     """One stored tensor."""
-    with safe_open(EFFICIENTMT / "golden.safetensors", "pt") as file:
+    with safe_open(folder / "golden.safetensors", "pt") as file:
         return file.get_tensor(name)
 
 
@@ -49,17 +53,17 @@ def golden_names(start: str) -> list[str]:
         return [name for name in file.keys() if name.startswith(start)]  # noqa: SIM118
 
 
-def relative_error(out: torch.Tensor, name: str) -> float:
+def relative_error(out: torch.Tensor, name: str, folder: Path = EFFICIENTMT) -> float:
     """||out - golden|| / ||golden||, over the stored values."""
-    want = golden(name).double()
+    want = golden(name, folder).double()
     have = out.detach().flatten()[:: int(name.rpartition("@")[2])] if "@" in name else out.detach()
     assert have.numel() == want.numel(), f"{name}: {have.numel()} values, stored {want.numel()}"
     return ((have.double().reshape(want.shape) - want).norm() / want.norm()).item()
 
 
-def keys(name: str) -> dict[str, list[int]]:
-    """Key -> shape of a published full-size file."""
-    with gzip.open(EFFICIENTMT / f"{name}.json.gz") as file:
+def keys(name: str, folder: Path = EFFICIENTMT) -> dict[str, list[int]]:
+    """Key -> shape of a published file."""
+    with gzip.open(folder / f"{name}.json.gz") as file:
         return json.load(file)
 
 
@@ -96,3 +100,10 @@ def _value(shape: list[int], seed_name: str, name: str, factor: int | str) -> to
     if factor == "+5":
         return (values + 5).half()
     return values.half() * factor
+
+
+def filled_unet() -> VideoUNet:
+    """The small backbone of the golden runs, every weight by `fill`, frozen."""
+    unet = build_unet(TINY)
+    load_original_unet(unet, {key: fill(key, tuple(v.shape)) for key, v in original_unet_state(unet).items()})
+    return unet.requires_grad_(False).eval()

@@ -166,5 +166,5 @@ def _check_finite(latents: torch.Tensor, score: torch.Tensor | None, i: int, tot
         return
     guilty = score is not None and not torch.isfinite(score).all()
     cause = "the gradient of the motion guidance" if guilty else "the predicted noise"
-    advice = "a smaller motion_guidance_weight or dtype=float32" if guilty else "dtype=float32 or dtype=bfloat16"
+    advice = "a smaller motion_guidance_weight or dtype=fp32" if guilty else "dtype=fp32 or dtype=bf16"
     raise UserError(f"step {i + 1} of {total} gave NaN or infinite latents, from {cause}; try {advice}")
