@@ -5,6 +5,7 @@ python scripts/evaluate.py runs/ours runs/theirs --plots             methods sid
 python scripts/evaluate.py list.jsonl clip=none                      lines {"output", "reference", "prompt", ...}
 python scripts/evaluate.py --frames DAVIS/JPEGImages/480p --prompts prompts.txt --write-jobs davis.jsonl
                                                                      a benchmark as jobs for inference.py --jobs
+python scripts/evaluate.py --write-miniature runs/miniature          the miniature's references and jobs
 
 Exit status: 0 everything measured, 1 something could not be (named at the end), 2 a mistake in the command.
 """
@@ -26,6 +27,7 @@ from animatediff.config import load_config, save_config
 from animatediff.console import run_command
 from animatediff.errors import UserError
 from animatediff.evaluation.evaluate import EvaluationConfig, Row, evaluate, load_tools
+from animatediff.evaluation.miniature_measure import write_benchmark
 from animatediff.evaluation.plots import save_plots
 from animatediff.evaluation.report import write_report
 from animatediff.evaluation.sources import Item, benchmark_jobs, find_items, missing_jobs, name_methods
@@ -40,12 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     if options.write_jobs:
         return write_jobs(options.frames, options.prompts, options.write_jobs)
+    if options.write_miniature:
+        print("written:", *write_benchmark(options.write_miniature))
+        return 0
     overrides = [text for text in options.paths if "=" in text and not Path(text).exists()]
     paths = [text for text in options.paths if text not in overrides]
     config = load_config(EvaluationConfig, options.config, overrides)
     if not paths:
         raise UserError("nothing to evaluate; give folders of outputs or JSON Lines files")
     items = collect(paths, options.labels)
+    methods = list(dict.fromkeys(item.method for item in items))
+    if config.baseline not in (None, *methods):
+        raise UserError(f"baseline is '{config.baseline}'; expected one of {', '.join(methods)}")
     absent = missing_jobs([row for _, row in read_jsonl(config.jobs)], items) if config.jobs else []
     tools = load_tools(config)
     for reason in dict.fromkeys(tools.reasons.values()):
@@ -114,6 +122,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     benchmark.add_argument("--frames", help="folder with one folder of frames (or one video) per sequence")
     benchmark.add_argument("--prompts", help="lines 'sequence: prompt', or JSON {sequence: [prompts]}")
     benchmark.add_argument("--write-jobs", metavar="JSONL", help="write the jobs there, and stop")
+    benchmark.add_argument(
+        "--write-miniature", metavar="FOLDER", help="render the miniature's references, jobs and upper bound, and stop"
+    )
     return parser.parse_intermixed_args(arguments)
 
 

@@ -130,7 +130,7 @@ def _tracks(tracks: Tracks | None) -> dict[str, Any] | None:
     order = np.sort(order)
     tenths = np.rint(tracks.tracks[order] * 10).astype(int)
     return {
-        "xy": tenths.reshape(len(order), -1).tolist(),
+        "xy": [path.ravel().tolist() for path in tenths],
         "seen": ["".join("1" if seen else "0" for seen in row) for row in tracks.visibility[order]],
     }
 

@@ -123,7 +123,8 @@ def _items_of_folder(folder: Path, method: str) -> list[Item]:
 def _item_of_line(path: Path, number: int, row: dict[str, Any], method: str) -> Item:
     method = str(row.get("label", method))
     if "output" not in row:
-        return Item(method, f"line {number}", path, row, path.parent, f'{path} line {number} lacks "output"')
+        nowhere = path.with_name(f"line {number}")
+        return Item(method, f"line {number}", nowhere, row, path.parent, f'{path} line {number} lacks "output"')
     output = locate(str(row["output"]), path.parent)
     name = str(Path(str(row["output"])).with_suffix(""))
     sidecar = None if output is None else output.with_suffix(".json")

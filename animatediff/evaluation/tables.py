@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from animatediff.errors import UserError, one_line
+from animatediff.errors import one_line
 from animatediff.evaluation.evaluate import Row
 from animatediff.evaluation.measures import Column
 from animatediff.evaluation.statistics import Mean, mean_interval, paired_difference
@@ -35,13 +35,11 @@ def summarise(
 ) -> Summary:
     """Means of every method's videos, and paired differences over the jobs that a method shares with the baseline.
 
-    A job is a reference, a prompt and a seed; where a method did it twice, its mean counts. UserError where
-    `baseline` is not a method.
+    A job is a reference, a prompt and a seed; where a method did it twice, its mean counts. `baseline` is one of the
+    methods; the first where None.
     """
     methods = list(dict.fromkeys(row.item.method for row in rows))
     baseline = baseline or methods[0]
-    if baseline not in methods:
-        raise UserError(f"baseline is '{baseline}'; expected one of {', '.join(methods)}")
     means = {
         method: {c.key: mean_interval([r.values[c.key] for r in rows if r.item.method == method]) for c in columns}
         for method in methods
