@@ -32,7 +32,7 @@ from animatediff.data.synthetic import make_clip, sample_content
 from animatediff.errors import UserError
 from animatediff.files import atomic_path
 from animatediff.miniature.autoencoder import build_vae, encode_mean, scale_latents, train_vae
-from animatediff.miniature.base import build_image_unet, to_video_unet, train_clips, train_frames
+from animatediff.miniature.base import build_image_unet, subject_importance, to_video_unet, train_clips, train_frames
 from animatediff.miniature.export import export_base
 from animatediff.miniature.loop import rank
 from animatediff.miniature.text import build_text_encoder, build_tokenizer, encode_text, tokenize
@@ -62,7 +62,7 @@ class MiniatureConfig:
     latents: int = 2000
     vae: StageConfig = field(default_factory=lambda: StageConfig(650, 4, 2e-3))
     frames: StageConfig = field(default_factory=lambda: StageConfig(700, 32, 2e-3))
-    motion: StageConfig = field(default_factory=lambda: StageConfig(1100, 2, 2e-3))
+    motion: StageConfig = field(default_factory=lambda: StageConfig(1800, 2, 2e-3))
     spatial_learning_rate: float = 1e-3  # of the spatial layers while the motion modules are trained
 
 
@@ -152,9 +152,9 @@ def _motion_stage(
     video, stage = to_video_unet(image_unet), config.motion
     if not (work / "video").exists():
         text, empty = encode_text(encoder, tokenizer, captions), encode_text(encoder, tokenizer, [""])[0]
-        rates = (stage.learning_rate, config.spatial_learning_rate)
-        checkpoint = work / "clips.pt"
-        train_clips(video, latents, text, empty, stage.steps, stage.batch, *rates, checkpoint, config.seed + 2)
+        importance = subject_importance([make_clip(seed) for seed in range(config.latents)], latents.shape[-2:])
+        sizes = (stage.steps, stage.batch, stage.learning_rate, config.spatial_learning_rate)
+        train_clips(video, latents, text, empty, importance, *sizes, work / "clips.pt", config.seed + 2)
         if rank() == 0:
             video.save_pretrained(work / "video")
         _wait()

@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel
 
+from animatediff.data.synthetic import Clip
 from animatediff.miniature.loop import train
 from animatediff.miniature.text import LENGTH, WIDTH
 from animatediff.models import VideoUNet, build_unet
@@ -29,17 +30,35 @@ UNET_CONFIG: dict[str, Any] = {
 }
 DROP = 0.1  # share of captions replaced by the empty prompt, for classifier-free guidance
 MAX_WEIGHT = 5.0
+SUBJECT_WEIGHT, NEAR = 8.0, 1.0  # see subject_importance
 
 
-def noise_loss(predicted: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
+def noise_loss(predicted: Tensor, noise: Tensor, alphas: Tensor, importance: Tensor | float = 1.0) -> Tensor:
     """Squared error on the noise, weighted per sample by 1 / alpha_bar up to MAX_WEIGHT; scalar.
 
     1 / alpha_bar is the weight that turns the error on the noise into the error on v. It gives the high-noise steps,
     where colour and place are decided, a voice that the plain error denies them. predicted, noise: [n, ...];
-    alphas [n]: alpha_bar at each sample's step.
+    alphas [n]: alpha_bar at each sample's step; importance: of every element, broadcast.
     """
-    error = (predicted.float() - noise).square().flatten(1).mean(dim=1)
+    error = (importance * (predicted.float() - noise).square()).flatten(1).mean(dim=1)
     return (error / alphas.clamp(min=1 / MAX_WEIGHT)).mean()
+
+
+def subject_importance(clips: Sequence[Clip], shape: Sequence[int]) -> Tensor:
+    """SUBJECT_WEIGHT where the subject is or is near, 1 elsewhere: float16 [n, f, h, w] for latents of `shape`.
+
+    A subject is a fifteenth of a frame and its outline a fraction of that: with an even weight the background's
+    texture is learnt long before any shape.
+    """
+    rows, columns = torch.meshgrid(*(torch.arange(side) for side in shape), indexing="ij")
+    maps = []
+    for clip in clips:
+        scale = clip.size[0] / shape[0]  # pixels per latent
+        centre = torch.tensor((clip.track() + 0.5) / scale - 0.5)[:, :, None, None]  # f 2 1 1
+        reach = torch.tensor(clip.radii() / scale + NEAR)[:, None, None]
+        near = (columns - centre[:, 0]).square() + (rows - centre[:, 1]).square() <= reach.square()
+        maps.append(1 + (SUBJECT_WEIGHT - 1) * near)
+    return torch.stack(maps).half()
 
 
 def _noised(latents: Tensor, alphas: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -90,6 +109,7 @@ def train_clips(
     latents: Tensor,
     text: Tensor,
     empty: Tensor,
+    importance: Tensor,
     steps: int,
     batch: int,
     lr: float,
@@ -99,8 +119,8 @@ def train_clips(
 ) -> None:
     """Train the motion modules of `unet` on whole clips, its spatial layers along with them at `spatial_lr`.
 
-    latents [n, f, 4, h, w]; text [n, LENGTH, WIDTH]: caption embeddings; empty [LENGTH, WIDTH]: the empty prompt's.
-    Resumes from `checkpoint`.
+    latents [n, f, 4, h, w]; text [n, LENGTH, WIDTH]: caption embeddings; empty [LENGTH, WIDTH]: the empty prompt's;
+    importance [n, f, h, w]: weight of each place of each frame. Resumes from `checkpoint`.
     """
     alphas = build_scheduler("ddim").alphas_cumprod
     frames = latents.shape[1]
@@ -111,7 +131,8 @@ def train_clips(
         noisy, noise = _noised(latents[clip].float().transpose(1, 2), alphas[time], generator)  # b c f h w
         dropped = torch.rand(batch, 1, 1, generator=generator) < DROP
         prompt = torch.where(dropped, empty[None], text[clip]).repeat_interleave(frames, dim=0)  # (b f) tokens dim
-        return noise_loss(unet(noisy, time, prompt).sample, noise, alphas[time])
+        weight = importance[clip][:, None].float()  # b 1 f h w
+        return noise_loss(unet(noisy, time, prompt).sample, noise, alphas[time], weight)
 
     motion = [p for name, p in unet.named_parameters() if "motion_modules" in name]
     spatial = [p for name, p in unet.named_parameters() if "motion_modules" not in name]

@@ -31,6 +31,7 @@ def export_base(
     vae.save_pretrained(base / "vae")
     text_encoder.save_pretrained(base / "text_encoder")
     tokenizer.save_pretrained(base / "tokenizer")
+    tokenizer.backend_tokenizer.model.save(str(base / "tokenizer"))  # vocab.json and merges.txt, as SD1.5 has them
     build_scheduler("ddim").save_pretrained(base / "scheduler")
     write_json(
         base / "model_index.json",
