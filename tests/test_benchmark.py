@@ -190,13 +190,28 @@ def test_parts_that_find_no_time_say_so(script, tmp_path, capsys):
     output = tmp_path / "benchmark.json"
     assert script.main(["--minutes", "-1", "--device", "cpu", "--output", str(output)]) == 0
     parts = json.loads(output.read_text())["parts"]
-    assert list(parts) == list(script.SHARES)
+    assert list(parts) == ["step", "memory", "phases", "commands"]
     assert all("--only" in part["skipped"] for part in parts.values())
 
 
+def test_a_part_that_cannot_be_measured_leaves_the_others(script, tmp_path, monkeypatch):
+    def measure(part, setup, _options):
+        if part == "memory":
+            raise UserError("shared_scheme was killed")
+        return {"phases": {}, "ten_prompts": {"one_run": 1.0, "single_runs": 2.0, "ratio": 0.5}}
+
+    monkeypatch.setattr(script, "measure", measure)
+    output = tmp_path / "benchmark.json"
+    assert script.main(["--only", "memory,phases", "--device", "cpu", "--output", str(output)]) == 1
+    parts = json.loads(output.read_text())["parts"]
+    assert parts["memory"] == {"skipped": "shared_scheme was killed"}
+    assert parts["phases"]["ten_prompts"]["ratio"] == 0.5
+
+
 def test_parts_and_sizes_are_checked(script):
-    assert script.select("memory, step") == ["step", "memory"]
+    assert script.select("memory, step", "cpu") == ["step", "memory"]
+    assert script.select("", "cuda") == list(script.SHARES)
     with pytest.raises(UserError, match="unknown part 'stepp'.*step"):
-        script.select("stepp")
+        script.select("stepp", "cpu")
     with pytest.raises(UserError, match="width is 100, expected a multiple of 64"):
         script.build_setup(script.parse(["--width", "100", "--device", "cpu"]))
