@@ -3,6 +3,9 @@
 python inference.py --ref_video_path clip.mp4 --prompt "a red star"        on the bundled miniature
 python inference.py --config configs/inference/sd15.yaml --ref_video_path clip.mp4 --prompt "..." seed=7
 python inference.py --jobs jobs.jsonl                                      a list; rerun it to finish it
+python inference.py --config outputs/clip/a-red-star-42.json overwrite=true   the same video again
+
+Any key of the YAML can follow as key=value. Paths are looked up here first, then in this project's folder.
 """
 
 from __future__ import annotations
@@ -12,40 +15,34 @@ import itertools
 import resource
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from diffusers.utils.import_utils import is_xformers_available
 
-from animatediff.config import load_config, to_dict, to_yaml, update_config
+from animatediff.config import load_config, nearest, override_config, to_dict, to_yaml, update_config
 from animatediff.console import run_command
 from animatediff.data.conditions import read_conditions
 from animatediff.data.export import save_frames, save_gif, save_video, side_by_side
 from animatediff.data.video import Clip, fit_frames, read_frames, resolve_size
 from animatediff.errors import UserError, one_line
-from animatediff.files import remove_stale_parts, write_json
+from animatediff.files import read_json, remove_stale_parts, write_json
+from animatediff.jobs import ALREADY_DONE, DONE, FAILED, TO_DO, Job, plan, read_jobs, share, table
 from animatediff.models.adapter import Reference
 from animatediff.pipelines.efficientmt import EfficientMTPipeline
 from animatediff.pipelines.loading import load_motionclone, load_pipeline, weight_files
 from animatediff.pipelines.motionclone import MotionClonePipeline, MotionReference
-from animatediff.runs import (
-    InferenceConfig,
-    Job,
-    by_reference,
-    check,
-    content_hash,
-    plan,
-    read_jobs,
-    reference_key,
-    reference_seed,
-)
+from animatediff.runs import InferenceConfig, locate, located, missing_weights, reference_key, reference_seed
 
 DEFAULT_CONFIG = "configs/inference/miniature.yaml"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -53,7 +50,7 @@ LESS_MEMORY = (
     "offload=model (or sequential), vae_slicing=true, dtype=fp16, a smaller height and width, or fewer num_frames"
 )
 UNTRAINED = "UNTRAINED: the adapter has random weights, so no motion is transferred"
-
+WAIT = timedelta(days=30)  # how long a process whose jobs are done waits for the others
 
 Pipeline = EfficientMTPipeline | MotionClonePipeline
 
@@ -71,57 +68,70 @@ class Extracted:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 all done, 1 some jobs failed or files are missing."""
     options = _parse(arguments)
-    config = load_config(InferenceConfig, options.config, options.overrides)
-    config = update_config(config, _flags(options), "the command line")
-    jobs = read_jobs(options.jobs, config) if options.jobs else [Job(config, config.ref_video_path)]
+    config = read_config(options)
+    jobs = read_jobs(locate(options.jobs), config) if options.jobs else [Job(config, "the command line")]
     if options.dry_run:
         return dry_run(config, jobs)
-    if not options.jobs:
-        check(config)
-    plan(jobs)
-    state = PartialState()
-    share = _share(by_reference([job for job in jobs if job.error is None]), state.process_index, state.num_processes)
-    rows = [_row(job, "failed", note=job.error) for job in jobs if job.error is not None and state.is_main_process]
-    rows += run(config, share, quiet=not state.is_main_process)
-    if state.num_processes > 1:
-        rows = gather_object(rows)
-    failed = [row for row in rows if row["status"] == "failed"]
+    state = PartialState(cpu=config.device == "cpu", timeout=WAIT)
     if state.is_main_process:
-        report(rows)
-    if failed and not options.jobs:
-        raise UserError(failed[0]["note"])
-    return 1 if failed else 0
+        plan(jobs)
+    jobs = broadcast_object_list([jobs])[0]
+    if not options.jobs and jobs[0].status == FAILED:
+        raise UserError(jobs[0].note)
+    settled = [job for job in jobs if job.status != TO_DO]
+    todo = share([job for job in jobs if job.status == TO_DO], state.process_index, state.num_processes)
+    ended = settled + gather_object(run(config, todo, keep_going=bool(options.jobs)))
+    if options.jobs and state.is_main_process:
+        print(table(ended))
+    elif ended[0].status == ALREADY_DONE:
+        print(f"already done: {ended[0].output}; overwrite=true makes it again")
+    return 1 if any(job.status == FAILED for job in ended) else 0
 
 
-def run(config: InferenceConfig, jobs: Sequence[Job], quiet: bool = False) -> list[dict[str, Any]]:
-    """Make every unfinished job's video, each reference extracted once. One job's failure does not stop the others."""
-    todo = [job for job in jobs if job.config.overwrite or not job.is_finished()]
-    rows = [_row(job, "already done") for job in jobs if job not in todo]
-    if not todo:
-        return rows
+def read_config(options: argparse.Namespace) -> InferenceConfig:
+    """The run's configuration: a YAML, or the JSON beside an output, then key=value, then the published flags."""
+    path = locate(options.config)
+    if path.endswith(".json"):
+        written = read_json(path)
+        if not isinstance(written, dict) or not isinstance(written.get("config"), dict):
+            raise UserError(f"{path} has no 'config'; give a YAML, or the JSON that was written beside an output")
+        config = override_config(update_config(InferenceConfig(), written["config"], path), options.overrides)
+    else:
+        config = load_config(InferenceConfig, path, options.overrides)
+    flags = {key: getattr(options, key) for key in ("ckpt_path", "ref_video_path", "prompt")}
+    given = {key: value for key, value in flags.items() if value is not None}
+    return located(update_config(config, given, "the command line"))
+
+
+def run(config: InferenceConfig, jobs: Sequence[Job], keep_going: bool) -> list[Job]:
+    """Make every job's video, models loaded once, each reference extracted once; returns the jobs, ended.
+
+    With `keep_going` one job's failure does not stop the others; without, it is raised.
+    """
+    if not jobs:
+        return []
+    quiet = not PartialState().is_main_process
     pipeline, trained = load(config, quiet)
-    for _, group in itertools.groupby(todo, key=lambda job: reference_key(job.config)):
-        extracted: Extracted | UserError | None = None
+    done = 0
+    for _, group in itertools.groupby(jobs, key=lambda job: reference_key(job.config)):
+        extracted = None
         for job in group:
             start = time.perf_counter()
             try:
-                if extracted is None:
-                    extracted = extract(pipeline, job.config)
-                if isinstance(extracted, UserError):
-                    raise extracted
-                make(pipeline, job, extracted, trained)
-                rows.append(_row(job, "done", time.perf_counter() - start))
-            except UserError as error:
-                if extracted is None:
-                    extracted = error  # the next jobs on this reference fail alike
-                rows.append(_row(job, "failed", time.perf_counter() - start, str(error)))
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                note = f"out of GPU memory at {job.config.width}x{job.config.height}; lower it with {LESS_MEMORY}"
-                rows.append(_row(job, "failed", time.perf_counter() - start, note))
+                with memory_advice(job.config):
+                    extracted = extracted or extract(pipeline, job.config)
+                    make(pipeline, job, extracted, trained)
+                job.ended(DONE, seconds=time.perf_counter() - start)
+            except Exception as error:
+                if not keep_going:
+                    raise
+                job.ended(FAILED, _describe(error), time.perf_counter() - start)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+            done += 1
             if not quiet:
-                _say(rows[-1])
-    return rows
+                print(f"[{done}/{len(jobs)}] {job.status} in {job.seconds:.1f} s: {job.note or job.output}", flush=True)
+    return list(jobs)
 
 
 def load(config: InferenceConfig, quiet: bool = False) -> tuple[Pipeline, bool]:
@@ -130,12 +140,16 @@ def load(config: InferenceConfig, quiet: bool = False) -> tuple[Pipeline, bool]:
     dtype = DTYPES["fp16" if device.type == "cuda" else "fp32"] if config.dtype == "auto" else DTYPES[config.dtype]
     if device.type == "cpu" and dtype == torch.float16:
         raise UserError("dtype is fp16, which the CPU cannot sample in; use dtype=fp32 or dtype=bf16")
+    missing = missing_weights(config)
+    if missing:
+        raise UserError(next(iter(missing.values())))
     started = time.perf_counter()
     place: torch.device | str = "cpu" if config.offload != "none" else device
-    if config.method == "motionclone":
-        pipeline: Pipeline = load_motionclone(config, config.motionclone, place, dtype)
-    else:
-        pipeline = load_pipeline(config, config.scheduler, place, dtype)
+    with memory_advice(config):
+        if config.method == "motionclone":
+            pipeline: Pipeline = load_motionclone(config, config.motionclone, place, dtype)
+        else:
+            pipeline = load_pipeline(config, config.scheduler, place, dtype)
     if config.offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     elif config.offload == "sequential":
@@ -179,7 +193,9 @@ def extract(pipeline: Pipeline, config: InferenceConfig) -> Extracted:
 def make(pipeline: Pipeline, job: Job, extracted: Extracted, trained: bool) -> None:
     """Generate one video and write it, what was asked for beside it, and last its sidecar."""
     config, started = job.config, time.perf_counter()
-    _announce_cut(pipeline, config.prompt)
+    warnings = [*extracted.clip.warnings, *cut_warnings(pipeline, config)]
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     frames = pipeline(
         config.prompt,
         reference=extracted.reference,
@@ -194,16 +210,17 @@ def make(pipeline: Pipeline, job: Job, extracted: Extracted, trained: bool) -> N
         raise UserError(f"sampling gave NaN in {config.dtype}; use dtype=fp32 or dtype=bf16, or a lower guidance_scale")
     pixels = (frames * 255).astype(np.uint8)  # truncated, as the published program writes it
     remove_stale_parts(job.output.parent)
+    if job.sidecar.exists():
+        job.sidecar.unlink()  # until the new one is there, this name counts as unfinished
     save_video(job.output, pixels, config.fps)
     if config.gif:
-        save_gif(job.output.with_suffix(".gif"), pixels, config.fps)
+        save_gif(job.gif, pixels, config.fps)
     if config.frames:
-        save_frames(job.output.with_suffix(""), pixels)
+        save_frames(job.frames, pixels)
     if config.side_by_side:
-        save_video(
-            job.output.with_stem(f"{job.output.stem}-beside"), side_by_side(extracted.pixels, pixels), config.fps
-        )
-    write_json(job.sidecar, sidecar(job, extracted, trained, time.perf_counter() - started, pixels.shape))
+        save_video(job.beside, side_by_side(extracted.pixels, pixels), config.fps)
+    seconds = time.perf_counter() - started
+    write_json(job.sidecar, sidecar(job, extracted, trained, seconds, pixels.shape, warnings))
 
 
 def _conditions(config: InferenceConfig, height: int, width: int) -> dict[str, torch.Tensor]:
@@ -216,14 +233,16 @@ def _conditions(config: InferenceConfig, height: int, width: int) -> dict[str, t
     return {"condition_images": images}
 
 
-def sidecar(job: Job, extracted: Extracted, trained: bool, seconds: float, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Everything needed to make the output again, and what it took."""
+def sidecar(
+    job: Job, extracted: Extracted, trained: bool, seconds: float, shape: tuple[int, ...], warnings: list[str]
+) -> dict[str, Any]:
+    """Everything needed to make the output again (`--config` takes this JSON), and what it took."""
     config = job.config
     return {
         "output": job.output.name,
         "method": config.method,
         "reference": config.ref_video_path,
-        "reference_sha256": content_hash(Path(config.ref_video_path)),
+        "reference_sha256": job.reference_sha256,
         "reference_frames": {"indices": list(extracted.clip.indices), "of": extracted.clip.total},
         "prompt": config.prompt,
         "seed": config.seed,
@@ -236,7 +255,7 @@ def sidecar(job: Job, extracted: Extracted, trained: bool, seconds: float, shape
         "seconds": round(seconds, 3),
         "extract_seconds": round(extracted.seconds, 3),
         "peak_memory_bytes": _peak_memory(),
-        "warnings": list(extracted.clip.warnings),
+        "warnings": warnings,
         "weights": {name: str(path) for name, path in weight_files(config).items()},
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
         "fingerprint": job.fingerprint,
@@ -245,35 +264,43 @@ def sidecar(job: Job, extracted: Extracted, trained: bool, seconds: float, shape
 
 
 def dry_run(config: InferenceConfig, jobs: Sequence[Job]) -> int:
-    """Print the resolved configuration and every file it would read, present or missing."""
+    """Print the resolved configuration, every file it would read, present or missing, and what each job would write.
+
+    Returns 0 where the run could start, else 1.
+    """
+    plan(jobs)
     print(to_yaml(config))
-    references = {job.config.ref_video_path: None for job in jobs if job.error is None and job.config.ref_video_path}
-    files = {**weight_files(config), **{f"reference {i}": Path(path) for i, path in enumerate(references, start=1)}}
-    for name, path in files.items():
-        print(f"{'present' if path.exists() else 'MISSING':8} {name}: {path}")
+    missing = missing_weights(config)
+    for name, path in weight_files(config).items():
+        print(f"MISSING  {missing[name]}" if name in missing else f"present  {name}: {path}")
+    for path in dict.fromkeys(Path(job.config.ref_video_path) for job in jobs if job.config.ref_video_path):
+        print(f"{'present' if path.exists() else 'MISSING':8} reference: {path}")
     for job in jobs:
-        if job.error is not None:
-            print(f"BAD      {job.label}: {job.error}")
-    return 0 if all(path.exists() for path in files.values()) and not any(job.error for job in jobs) else 1
+        print(f"{'BAD' if job.status == FAILED else job.status:8} {job.label}: {job.note or job.output}")
+    return 1 if missing or any(job.status == FAILED for job in jobs) else 0
 
 
-def report(rows: Sequence[dict[str, Any]]) -> None:
-    """One line a job, and the totals."""
-    if len(rows) == 1:
-        row = rows[0]
-        if row["status"] != "failed":
-            print(f"{row['status']}: {row['output']}")
-        return
-    width = max(len(row["status"]) for row in rows)
-    print()
-    for row in rows:
-        print(f"{row['status']:{width}}  {row['seconds']:6.1f} s  {row['note'] or row['output']}")
-    counts = {status: sum(row["status"] == status for row in rows) for status in ("done", "already done", "failed")}
-    print(", ".join(f"{count} {status}" for status, count in counts.items()) + f", of {len(rows)} jobs")
+@contextmanager
+def memory_advice(config: InferenceConfig) -> Iterator[None]:
+    """Turns running out of memory into one line that names the keys which lower it."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; MPS and the CPU raise it bare
+        if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error).lower():
+            raise
+        size = f"{config.num_frames} frames of {config.width}x{config.height}"
+        raise UserError(f"out of memory at {size}; lower it with {LESS_MEMORY}") from error
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes in one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see python inference.py --help")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", default=DEFAULT_CONFIG, help=f"YAML of the run (default {DEFAULT_CONFIG})")
     parser.add_argument("--ckpt_path", help="the adapter: a published .ckpt or a saved folder")
     parser.add_argument("--ref_video_path", help="the reference: a video file or a folder of frames")
@@ -281,17 +308,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", help="JSON Lines, one job a line: ref_video_path, prompt and any key of the YAML")
     parser.add_argument("--dry-run", action="store_true", help="print the configuration and files, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the YAML")
-    return parser.parse_intermixed_args(arguments)
+    options, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
+        if name in to_dict(InferenceConfig()):
+            raise UserError(f"'{unknown[0]}' is a key, not a flag; write {name}=value")
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        raise UserError(f"unknown flag '{unknown[0]}'; {nearest(unknown[0], flags)}")
+    return options
 
 
-def _flags(options: argparse.Namespace) -> dict[str, str]:
-    flags = {key: getattr(options, key) for key in ("ckpt_path", "ref_video_path", "prompt")}
-    return {key: value for key, value in flags.items() if value is not None}
-
-
-def _share(jobs: list[Job], index: int, count: int) -> list[Job]:
-    """This process's contiguous part of the jobs, so that as few references as possible are extracted twice."""
-    return jobs[len(jobs) * index // count : len(jobs) * (index + 1) // count]
+def _describe(error: Exception) -> str:
+    """What the summary says of a failure; a defect of ours shows its traceback, too."""
+    if isinstance(error, UserError):
+        return one_line(error)
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _device(name: str) -> torch.device:
@@ -304,18 +336,26 @@ def _device(name: str) -> torch.device:
 
 
 def _use_xformers(pipeline: Pipeline, device: torch.device) -> None:
-    if device.type == "cuda" and is_xformers_available():
+    """xformers where it has an operator for this device, else scaled_dot_product_attention and one line."""
+    try:
+        if device.type != "cuda" or not is_xformers_available():
+            raise NotImplementedError(f"xformers has no operator for {device.type} here")
         pipeline.enable_xformers_memory_efficient_attention()
-    else:
-        print(f"attention: xformers has no operator for {device.type} here, using scaled_dot_product_attention")
+    except (NotImplementedError, ValueError, RuntimeError, ImportError) as error:
+        print(f"attention: {one_line(error)[:160]}; using scaled_dot_product_attention")
 
 
-def _announce_cut(pipeline: Pipeline, prompt: str) -> None:
+def cut_warnings(pipeline: Pipeline, config: InferenceConfig) -> list[str]:
+    """Says, and returns, what CLIP will not read of the prompts: it takes 77 tokens."""
     limit = pipeline.tokenizer.model_max_length
-    tokens = pipeline.tokenizer(prompt, verbose=False).input_ids
-    if len(tokens) > limit:
-        cut = one_line(pipeline.tokenizer.decode(tokens[limit - 1 : -1]))
-        print(f"warning: CLIP reads {limit} tokens; not read: {cut[:80]}{'...' * (len(cut) > 80)}", file=sys.stderr)
+    warnings = []
+    for name, text in (("prompt", config.prompt or ""), ("negative_prompt", config.negative_prompt)):
+        tokens = pipeline.tokenizer(text, verbose=False).input_ids
+        if len(tokens) > limit:
+            cut = one_line(pipeline.tokenizer.decode(tokens[limit - 1 : -1]))
+            warnings.append(f"CLIP reads {limit} tokens of the {name}; not read: {cut[:80]}{'...' * (len(cut) > 80)}")
+            print(f"warning: {warnings[-1]}", file=sys.stderr)
+    return warnings
 
 
 def _peak_memory() -> int:
@@ -323,14 +363,6 @@ def _peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _row(job: Job, status: str, seconds: float = 0.0, note: str | None = None) -> dict[str, Any]:
-    return {"label": job.label, "status": status, "seconds": seconds, "output": str(job.output), "note": note}
-
-
-def _say(row: dict[str, Any]) -> None:
-    print(f"{row['status']} in {row['seconds']:.1f} s: {row['note'] or row['output']}")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,25 @@
-"""What one inference run is: its configuration, its list of jobs, and where each result goes."""
+"""What one inference run is: its configuration, what no run can take, and what decides the pixels."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
-from animatediff.config import nearest, to_dict, update_config
-from animatediff.data.export import safe_name
+from animatediff.config import nearest, to_dict
 from animatediff.data.video import FITS
 from animatediff.errors import UserError, describe_os_error
-from animatediff.files import read_json, read_jsonl
 from animatediff.models.sparsectrl import check_image_index
 from animatediff.models.unet import MAX_FRAMES
 from animatediff.pipelines.loading import SCHEDULERS, Weights, weight_files
 from animatediff.pipelines.motionclone import MotionCloneConfig
 from animatediff.pipelines.motionclone_sampling import check_steps
+from animatediff.published import PUBLISHED
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 MAX_STEPS = 1000  # the noise schedule's length
 MAX_SIDE = 4096  # pixels
 CHOICES = {
@@ -31,7 +31,6 @@ CHOICES = {
     "attention": ("sdpa", "xformers"),
     "offload": ("none", "model", "sequential"),
 }
-JOB_ALIASES = {"video_path": "ref_video_path", "new_prompt": "prompt"}  # names of other programs' job lists
 
 
 @dataclass
@@ -40,7 +39,7 @@ class InferenceConfig(Weights):
 
     method: str = "efficientmt"
     ref_video_path: str = ""
-    prompt: str = ""
+    prompt: str | None = None
     negative_prompt: str = ""
     ref_prompt: str = ""  # text of the reference pass; the published run leaves it empty
 
@@ -77,93 +76,67 @@ class InferenceConfig(Weights):
     vae_slicing: bool = True
 
 
-LOADED_ONCE = (
-    {f.name for f in fields(Weights)}
-    | {"method", "motionclone", "scheduler", "device", "dtype", "attention", "offload"}
-    | {"vae_slicing"}
+LOADED_ONCE = {f.name for f in fields(Weights)} | {
+    "method",
+    "motionclone",
+    "scheduler",
+    "device",
+    "dtype",
+    "attention",
+    "offload",
+    "vae_slicing",
+}
+WEIGHT_PATHS = (
+    "pretrained_model_path",
+    "motion_module_path",
+    "dreambooth_path",
+    "ckpt_path",
+    "sparsectrl_path",
+    "domain_adapter_path",
 )
+# What changes neither the pixels nor, standing for a file, says more than the file's content.
 NOT_THE_RESULT = {
-    "prompt",
-    "seed",
     "ref_video_path",
+    "condition_image_paths",
     "output_dir",
     "gif",
     "frames",
     "side_by_side",
     "overwrite",
     "device",
-} | {
     "offload",
     "vae_slicing",
 }
 
 
-@dataclass
-class Job:
-    """One video to make: its resolved configuration, where it came from, and where it goes."""
-
-    config: InferenceConfig
-    label: str
-    error: str | None = None
-    fingerprint: str = ""
-    output: Path = field(default_factory=Path)
-
-    @property
-    def sidecar(self) -> Path:
-        return self.output.with_suffix(".json")
-
-    def is_finished(self) -> bool:
-        """Whether the output and its sidecar are there, made with this very configuration."""
-        return self.output.is_file() and _fingerprint_in(self.sidecar) == self.fingerprint
+def locate(path: str) -> str:
+    """`path`, or, where nothing lies there, the same path in this project's folder if something lies there."""
+    here = REPOSITORY / path
+    return str(here) if path and not Path(path).exists() and here.exists() else path
 
 
-def read_jobs(path: str | Path, config: InferenceConfig) -> list[Job]:
-    """Jobs from a JSON Lines file; each line is laid over `config`. A bad line becomes a Job with an error.
-
-    UserError where the file cannot be read or holds no job.
-    """
-    jobs = []
-    for number, row in read_jsonl(path):
-        label = f"{path} line {number}"
-        try:
-            jobs.append(Job(_lay_over(config, row, label), label))
-        except UserError as error:
-            jobs.append(Job(config, label, error=str(error)))
-    if not jobs:
-        raise UserError(f"{path} holds no jobs; expected one JSON object a line with ref_video_path and prompt")
-    return jobs
+def located(config: InferenceConfig) -> InferenceConfig:
+    """A copy of `config` with every path of a file to read found by `locate`."""
+    single = {name: locate(getattr(config, name)) for name in (*WEIGHT_PATHS, "ref_video_path")}
+    lists = {name: [locate(p) for p in getattr(config, name)] for name in ("lora_paths", "condition_image_paths")}
+    return replace(config, **single, **lists)  # type: ignore[arg-type]
 
 
-def plan(jobs: Sequence[Job]) -> None:
-    """Check every job and give it its fingerprint and output path, or its error. Touches no model.
+def missing_weights(config: InferenceConfig) -> dict[str, str]:
+    """What the weight files are that are not there -> one line on where they should lie and how to get them."""
+    return {
+        name: f"no weights at {path} ({name}); {_where_from(path)}"
+        for name, path in weight_files(config).items()
+        if not path.exists()
+    }
 
-    A result goes to <output_dir>/<reference name>/<prompt>-<seed>.mp4. Where another configuration already has that
-    name, in this list or on disk, eight digits of the fingerprint follow.
-    """
-    taken: dict[Path, str] = {}
-    adapters: dict[str, str] = {}
-    for job in jobs:
-        if job.error is not None:
-            continue
-        try:
-            check(job.config)
-            reference = Path(job.config.ref_video_path)
-            if job.config.ckpt_path not in adapters:
-                adapters[job.config.ckpt_path] = (
-                    content_hash(Path(job.config.ckpt_path)) if job.config.ckpt_path else ""
-                )
-            job.fingerprint = _fingerprint(job.config, content_hash(reference), adapters[job.config.ckpt_path])
-        except UserError as error:
-            job.error = str(error)
-            continue
-        folder = Path(job.config.output_dir) / safe_name(reference.stem or reference.resolve().name)
-        plain = folder / f"{safe_name(job.config.prompt)}-{job.config.seed}.mp4"
-        marked = plain.with_stem(f"{plain.stem}-{job.fingerprint[:8]}")
-        for job.output in (plain, marked):
-            owner = taken.get(job.output) or _fingerprint_in(job.sidecar)
-            if owner in (None, job.fingerprint) or (job.config.overwrite and job.output not in taken):
-                break
-        taken[job.output] = job.fingerprint
+
+def _where_from(path: Path) -> str:
+    place = Path(os.path.normpath(REPOSITORY / path))
+    for model in PUBLISHED:
+        if any((REPOSITORY / "models" / file).is_relative_to(place) for file, _ in model.files):
+            return f"fetch it with python scripts/download_models.py --only {model.name}"
+    return "see models/README.md for what goes there"
 
 
 def check(config: InferenceConfig) -> None:
@@ -182,6 +155,9 @@ def check(config: InferenceConfig) -> None:
         ("seed", 0, 2**63 - 1),
         ("reference_seed", 0, 2**63 - 1),
         ("fps", 0.1, 240),
+        ("lora_scale", -10, 10),
+        ("domain_adapter_scale", -10, 10),
+        ("controlnet_scale", 0, 10),
     ):
         value = getattr(config, name)
         if value is not None and not low <= value <= high:
@@ -190,7 +166,20 @@ def check(config: InferenceConfig) -> None:
         raise UserError("no reference video; give --ref_video_path (a video file or a folder of frames)")
     if not Path(config.ref_video_path).exists():
         raise UserError(f"no reference video at {config.ref_video_path}")
+    if config.prompt is None:
+        raise UserError('no prompt; give --prompt (an empty one is --prompt "")')
     _check_motionclone(config)
+
+
+def check_output(folder: Path) -> None:
+    """UserError where nothing can be written into `folder`; makes nothing."""
+    nearest_folder = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not nearest_folder.is_dir():
+        raise UserError(f"nothing can be written to {folder}: {nearest_folder} is a file; choose another output_dir")
+    if not os.access(nearest_folder, os.W_OK | os.X_OK):
+        raise UserError(
+            f"nothing can be written to {folder}: {nearest_folder} cannot be written; choose another output_dir"
+        )
 
 
 def _check_motionclone(config: InferenceConfig) -> None:
@@ -214,14 +203,6 @@ def _check_motionclone(config: InferenceConfig) -> None:
     missing = [path for path in config.condition_image_paths if not Path(path).is_file()]
     if missing:
         raise UserError(f"no condition image at {missing[0]}; check condition_image_paths")
-
-
-def by_reference(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs with those of one reference next to each other, references in order of first appearance."""
-    groups: dict[str, list[Job]] = {}
-    for job in jobs:
-        groups.setdefault(reference_key(job.config), []).append(job)
-    return [job for group in groups.values() for job in group]
 
 
 def reference_key(config: InferenceConfig) -> str:
@@ -250,29 +231,22 @@ def content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _lay_over(config: InferenceConfig, row: dict[str, Any], label: str) -> InferenceConfig:
-    row = {JOB_ALIASES.get(key, key): value for key, value in row.items()}
-    fixed = sorted(LOADED_ONCE & row.keys())
-    if fixed:
-        raise UserError(
-            f"{label} sets '{fixed[0]}', which is loaded once for all jobs; set it in the YAML or on the command line"
-        )
-    return update_config(config, row, label)
+def fingerprint(config: InferenceConfig, sha256: Callable[[Path], str] = content_hash) -> str:
+    """Of everything that decides the pixels: settings, and the content of what is read.
 
-
-def _fingerprint(config: InferenceConfig, reference_hash: str, adapter_hash: str) -> str:
-    """Everything that decides the pixels: settings, prompt, seed, the reference's and the adapter's content."""
-    sizes = {name: path.stat().st_size for name, path in weight_files(config).items() if path.is_file()}
+    Small files count by content (`sha256`), the base model, motion module and DreamBooth by place, name and size.
+    """
     settings = {key: value for key, value in to_dict(config).items() if key not in NOT_THE_RESULT}
-    conditions = [content_hash(Path(path)) for path in config.condition_image_paths]
-    everything = [settings, config.prompt, config.seed, reference_hash, adapter_hash, sizes, conditions]
+    settings |= {key: _portable(settings[key]) for key in WEIGHT_PATHS}
+    settings["lora_paths"] = [sha256(Path(path)) for path in config.lora_paths]
+    sizes = {name: path.stat().st_size for name, path in weight_files(config).items() if path.is_file()}
+    adapter = sha256(Path(config.ckpt_path)) if config.ckpt_path and Path(config.ckpt_path).exists() else ""
+    conditions = [sha256(Path(path)) for path in config.condition_image_paths]
+    everything = [settings, sizes, adapter, sha256(Path(config.ref_video_path)), conditions]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
-def _fingerprint_in(sidecar: Path) -> str | None:
-    if not sidecar.is_file():
-        return None
-    try:
-        return read_json(sidecar).get("fingerprint", "")
-    except (UserError, AttributeError):
-        return ""
+def _portable(path: str) -> str:
+    """`path` as seen from this project's folder where it lies inside: the same from any current directory."""
+    absolute = Path(path).absolute()
+    return absolute.relative_to(REPOSITORY).as_posix() if path and absolute.is_relative_to(REPOSITORY) else path
