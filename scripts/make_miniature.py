@@ -30,6 +30,7 @@ from animatediff.config import load_config, save_config, to_yaml
 from animatediff.console import run_command
 from animatediff.data.synthetic import make_clip, sample_content
 from animatediff.errors import UserError
+from animatediff.evaluation.miniature import bundled_jobs, write_jobs
 from animatediff.files import atomic_path
 from animatediff.miniature.autoencoder import build_vae, encode_mean, scale_latents, train_vae
 from animatediff.miniature.base import build_image_unet, subject_importance, to_video_unet, train_clips, train_frames
@@ -70,9 +71,13 @@ def main() -> int:
     """Read the command and run every stage that is not done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=CONFIG, help="YAML file")
+    parser.add_argument("--references", action="store_true", help="only render the bundled clips in assets/")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and which stages are done")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the config")
     arguments = parser.parse_intermixed_args()
+    if arguments.references:
+        print(f"the bundled jobs are in {write_jobs('assets/references', bundled_jobs(), listing='assets/jobs.jsonl')}")
+        return 0
     config = load_config(MiniatureConfig, arguments.config, arguments.overrides)
     if min(config.clips, config.latents) < 1 or config.latents > config.clips:
         raise UserError(f"latents is {config.latents}, expected 1 to clips ({config.clips})")

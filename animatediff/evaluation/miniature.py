@@ -23,6 +23,7 @@ from animatediff.evaluation.trackers import LucasKanade
 from animatediff.files import atomic_path
 
 JOBS = 64
+BUNDLED = ("line", "orbit", "zigzag", "bounce", "grow", "pan")
 FIRST_SEED = 900_000  # of the held-out draws
 STILL = 0.005  # of the frame's width per frame: a reference that moves less stands still
 UNSEEN = 50.0  # percent of the frame's width: the distance of a subject that is not there
@@ -61,21 +62,30 @@ def heldout_jobs(count: int = JOBS, frames: int = 16, size: tuple[int, int] = (6
     return jobs
 
 
-def write_jobs(folder: str | Path, jobs: Sequence[Job], fps: int = 8, backwards: bool = False) -> Path:
-    """Render the references into `folder` and list the jobs in its jobs.jsonl, as inference.py reads it.
+def bundled_jobs() -> list[Job]:
+    """The six held-out jobs that come with the project: the first of each of these motion families."""
+    jobs = heldout_jobs(len(FAMILIES))
+    return [job for job in jobs if job.reference.motion.family in BUNDLED]
+
+
+def write_jobs(
+    folder: str | Path, jobs: Sequence[Job], fps: int = 8, backwards: bool = False, listing: str | Path | None = None
+) -> Path:
+    """Render the references into `folder` and list the jobs in `listing` (its jobs.jsonl), as inference.py reads it.
 
     With `backwards` the references are played in reverse (a control). Returns the path of the list.
     """
     folder = Path(folder)
+    listing = folder / "jobs.jsonl" if listing is None else Path(listing)
     lines = []
     for job in jobs:
-        path = folder / f"{job.name}.mp4"
+        video = folder / f"{job.name}.mp4"
         frames = job.reference.frames()
-        save_video(path, frames[::-1] if backwards else frames, fps=fps)
-        lines.append(json.dumps({"ref_video_path": str(path), "prompt": job.prompt, "seed": job.seed}))
-    with atomic_path(folder / "jobs.jsonl") as part:
+        save_video(video, frames[::-1] if backwards else frames, fps=fps)
+        lines.append(json.dumps({"ref_video_path": video.as_posix(), "prompt": job.prompt, "seed": job.seed}))
+    with atomic_path(listing) as part:
         part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder / "jobs.jsonl"
+    return listing
 
 
 def displacement_cosine(track: Array, reference: Array, width: int, still: float = STILL) -> float:

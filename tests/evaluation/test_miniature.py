@@ -1,14 +1,17 @@
 """The measures of the miniature: perfect answers score perfectly, wrong ones do not, the jobs are held out."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from animatediff.data.motions import sector_is_held_out
 from animatediff.data.synthetic import Clip, Content
+from animatediff.data.video import read_frames
 from animatediff.evaluation.miniature import (
     UNSEEN,
+    bundled_jobs,
     camera_cosine,
     displacement_cosine,
     heldout_jobs,
@@ -19,6 +22,7 @@ from animatediff.evaluation.miniature import (
     write_jobs,
 )
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 JOBS = heldout_jobs()
 
 
@@ -91,4 +95,13 @@ def test_written_jobs_can_be_read_back(tmp_path):
     path = write_jobs(tmp_path, heldout_jobs(2))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["prompt"] for line in lines] == [job.prompt for job in JOBS[:2]]
+    assert [line["ref_video_path"] for line in lines] == [(tmp_path / f"{job.name}.mp4").as_posix() for job in JOBS[:2]]
     assert all((tmp_path / line["ref_video_path"].rpartition("/")[2]).is_file() for line in lines)
+
+
+def test_the_bundled_clips_are_what_the_code_renders():
+    listed = [json.loads(line) for line in (REPOSITORY / "assets" / "jobs.jsonl").read_text().splitlines()]
+    assert [(line["prompt"], line["seed"]) for line in listed] == [(job.prompt, job.seed) for job in bundled_jobs()]
+    for line, job in zip(listed, bundled_jobs(), strict=True):
+        frames = read_frames(REPOSITORY / line["ref_video_path"], 16).frames
+        assert np.abs(frames.astype(float) - job.reference.frames()).mean() < 3
