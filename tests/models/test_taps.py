@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from animatediff.models.taps import capture, inject
+from animatediff.models.taps import capture, gradient_until, inject, stop_after
 
 
 def network():
@@ -62,3 +62,45 @@ def test_inject_child_before_parent():
         assert isinstance(net[0][0][0], nn.Identity)
     assert net[0] is parent
     assert parent[0] is child
+
+
+def test_stop_after_runs_nothing_more_and_keeps_the_gradient():
+    net, x = network(), torch.randn(3, 4, requires_grad=True)
+    with capture({"first": net[0], "last": net[2]}) as kept, stop_after(net[0]):
+        net(x)
+        raise AssertionError("the block went on")
+    assert set(kept) == {"first"}
+    kept["first"].sum().backward()
+    assert torch.allclose(x.grad, net[0].weight.sum(0).expand(3, 4))
+    assert not net[0]._forward_hooks
+    assert net(x).shape == (3, 2)
+
+
+def test_stop_after_ends_the_block_of_its_own_module():
+    net, x = network(), torch.randn(3, 4)
+    reached = []
+    with stop_after(net[0]):
+        with stop_after(net[2]):
+            net(x)
+        reached.append("after the inner block")
+    assert not reached
+    with stop_after(net[2]):
+        reached.append("a block in which the module never runs")
+    assert len(reached) == 1
+    with pytest.raises(ZeroDivisionError), stop_after(net[0]):
+        raise ZeroDivisionError
+
+
+def test_gradient_until_a_module():
+    net, x = network(), torch.randn(3, 4)
+    with torch.no_grad():
+        with capture(dict(net.named_children()), keep=lambda out: out.requires_grad) as recorded:
+            with gradient_until(net[0]):
+                net(x)
+            assert not torch.is_grad_enabled()
+        assert recorded == {"0": True, "1": False, "2": False}
+    assert torch.is_grad_enabled()
+    with pytest.raises(RuntimeError), gradient_until(net[0]):
+        net(torch.randn(3, 5))
+    assert torch.is_grad_enabled()
+    assert not net[0]._forward_hooks
