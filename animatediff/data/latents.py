@@ -48,7 +48,7 @@ class Encoder:
         for frames in pixels.split(self.chunk_size):
             posterior = self.vae.encode(frames.to(self.vae.device, self.vae.dtype)).latent_dist
             parts.append(torch.stack([posterior.mean, posterior.std]).float())
-        return rearrange(torch.cat(parts, dim=1), "moment f c h w -> moment c f h w")
+        return rearrange(torch.cat(parts, dim=1), "moment f c h w -> moment c f h w").contiguous()
 
     @torch.no_grad()
     def text(self, caption: str) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,15 +79,16 @@ def load_checkpoint(folder: str | Path, progress: Progress, data: str) -> list[s
     progress.adapter.load_state_dict(state["weights"])
     _load_optimizer(progress.optimizer, state["optimizer"], path)
     progress.step, progress.samples = state["step"], state["samples"]
-    progress.schedule.last_epoch = progress.step - 1
-    progress.schedule.step()
+    with warnings.catch_warnings(action="ignore"):  # of a schedule that steps before its optimizer: here it must
+        progress.schedule.last_epoch = progress.step - 1
+        progress.schedule.step()
     if progress.average is not None and state["average"] is not None:
         progress.average.load_state_dict(state["average"] | {"decay": progress.average.decay})
         progress.average.to(progress.adapter.device)
     if progress.scaler is not None and state["scaler"] is not None:
         progress.scaler.load_state_dict(state["scaler"])
     if state["data"] != data:
-        return [f"the clips are not those that {folder} was trained on; their order starts anew"]
+        return [f"the clips are not those that {folder} was trained on; it goes on with the present ones"]
     return []
 
 

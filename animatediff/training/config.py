@@ -15,7 +15,7 @@ from animatediff.training.objective import SAMPLINGS, TRAINING_STEPS, WEIGHTINGS
 SOURCES = ("folder", "synthetic")
 OPTIMIZERS = ("adamw", "adamw8bit")
 SCHEDULES = ("constant", "linear", "cosine")
-PRECISIONS = ("no", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16")
 TRACKERS = ("tensorboard", "wandb")
 MEASURES = ("none", "world")
 TRAINING_FITS = ("stretch", "crop", "pad")  # one size for all clips of a batch
@@ -101,7 +101,7 @@ class TrainingConfig:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     ema_decay: float = 0.0  # 0: no moving average; otherwise the average is what inference gets
-    mixed_precision: str = "fp16"  # no, fp16, bf16; the frozen backbone is held in it
+    mixed_precision: str = "fp16"  # fp32, fp16, bf16; the frozen backbone is held in it
     gradient_checkpointing: bool = False
     channels_last: bool = False
     seed: int = 42

@@ -41,7 +41,7 @@ from animatediff.training.objective import TimestepRule
 from animatediff.training.optimizer import freeze_untrained
 from animatediff.training.samples import SampleRule
 
-FROZEN_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FROZEN_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,16 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     for name in config.log_with:
         if not available[name]():
             raise UserError(f"log_with names {name}, which is not installed; install it or take it out")
+    precision = "no" if config.mixed_precision == "fp32" else config.mixed_precision
     try:
-        return Accelerator(
-            mixed_precision=config.mixed_precision, log_with=config.log_with or None, project_dir=config.output
+        accelerator = Accelerator(
+            mixed_precision=precision, log_with=config.log_with or None, project_dir=config.output
         )
-    except ValueError as error:  # fp16 on a CPU, bf16 on a device without it
-        raise UserError(f"mixed_precision is {config.mixed_precision}: {one_line(error)}; use no or bf16") from error
+    except ValueError as error:  # bf16 on a device without it
+        raise UserError(f"mixed_precision is {precision}: {one_line(error)}; use fp32") from error
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("mixed_precision is fp16, which needs a GPU; use mixed_precision=fp32 or bf16 on a CPU")
+    return accelerator
 
 
 def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:

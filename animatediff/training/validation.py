@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +14,8 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from animatediff.data.export import safe_name, save_video, side_by_side
-from animatediff.data.pairs import ClipShape, Group, PairOrder, TrainingClip
+from animatediff.data.pairs import ClipShape, Group, PairOrder, SyntheticClip, TrainingClip
+from animatediff.evaluation.miniature import Job, score
 from animatediff.files import write_json
 from animatediff.models import Adapter, EfficientMT
 from animatediff.pipelines.efficientmt import EfficientMTPipeline
@@ -25,7 +27,7 @@ from animatediff.training.samples import Batch, SampleRule, Samples
 from animatediff.training.setup import Data, clip_shape, vae_scale
 
 Frames = NDArray[np.uint8]
-Measure = Callable[[Frames, TrainingClip, TrainingClip], dict[str, float]]
+Measure = Callable[[Frames, TrainingClip, TrainingClip], dict[str, float]]  # (generated, reference, target)
 LEVELS = 4  # noise levels at which the loss of a validation pair is taken
 
 
@@ -53,7 +55,9 @@ def validate(
         found = {"validation/loss": statistics.fmean(losses)} if losses else {}
         if config.validation.videos:
             folder = Path(config.output) / "validation" / f"step-{progress.step:08d}"
-            means = write_validation(folder, config, components, progress.adapter, data.validation)
+            shape = clip_shape(config.data, vae_scale(components))
+            measure = world_measure(shape) if config.validation.measures == "world" else None
+            means = write_validation(folder, config, components, progress.adapter, data.validation, shape, measure)
             found |= {f"validation/{name}": value for name, value in means.items()}
     return found
 
@@ -64,16 +68,16 @@ def write_validation(
     components: Components,
     adapter: Adapter,
     groups: Sequence[Group],
+    shape: ClipShape,
     measure: Measure | None = None,
 ) -> dict[str, float]:
     """Generate the target prompts of the first groups from their references; write side-by-sides and measures.json.
 
-    Returns the mean of every measure. `measure` takes (generated frames, reference, target).
+    Returns the mean of every measure, over the clips that have it.
     """
     parts = (components.vae, components.text_encoder, components.tokenizer, components.unet)
     pipeline = EfficientMTPipeline(*parts, adapter, build_scheduler("ddim"))
     pipeline.set_progress_bar_config(disable=True)
-    shape = clip_shape(config.data, vae_scale(components))
     rows: list[dict[str, object]] = []
     values: dict[str, list[float]] = {}
     for number, (reference, target) in enumerate(validation_pairs(groups, config.validation.videos)):
@@ -86,6 +90,19 @@ def write_validation(
     means = {name: statistics.fmean(found) for name, found in values.items()}
     write_json(folder / "measures.json", {"mean": means, "clips": rows})
     return means
+
+
+def world_measure(shape: ClipShape) -> Measure:
+    """The measures of the moving-shape world: the generated track and content against their ground truth."""
+
+    def measure(frames: Frames, reference: TrainingClip, target: TrainingClip) -> dict[str, float]:
+        assert isinstance(reference, SyntheticClip)  # checked with the configuration
+        assert isinstance(target, SyntheticClip)
+        job = Job(reference.name, reference.clip(shape), target.content, seed=0)
+        values = {name: float(value) for name, value in score(frames, job).items() if name != "job"}
+        return {name: value for name, value in values.items() if not math.isnan(value)}
+
+    return measure
 
 
 def validation_pairs(groups: Sequence[Group], count: int) -> list[tuple[TrainingClip, TrainingClip]]:
