@@ -157,13 +157,9 @@ def load_adapter(unet: VideoUNet, ckpt_path: str) -> Adapter:
         return Adapter.for_unet(unet)
     path = Path(ckpt_path)
     if path.is_dir():
-        return _load_saved_adapter(unet, path)
+        return _saved_adapter_for(unet, path)
     state = read_state_dict(path)
-    channels = adapter_sites(state)
-    if not channels:
-        raise UserError(
-            f"{path} holds no scaler weights, expected an EfficientMT adapter; it looks like {describe_contents(state)}"
-        )
+    channels = published_sites(state, path)
     known = site_paths(unet, "full")
     unknown = sorted(channels.keys() - set(known))
     if unknown:
@@ -174,6 +170,29 @@ def load_adapter(unet: VideoUNet, ckpt_path: str) -> Adapter:
     model = EfficientMT(unet, adapter=Adapter(ordered, trained_steps=None))
     load_original_adapter(model, state, str(path))
     return nn.Module.to(model.adapter, unet.dtype).requires_grad_(False)
+
+
+def published_sites(state: StateDict, source: str | Path) -> dict[str, int]:
+    """The sites of a published adapter, path -> channels; UserError where `state` is none."""
+    channels = adapter_sites(state)
+    if not channels:
+        looks = describe_contents(state)
+        raise UserError(f"{source} holds no scaler weights, expected an EfficientMT adapter; it looks like {looks}")
+    return channels
+
+
+def load_saved_adapter(folder: Path) -> Adapter:
+    """The adapter in a folder written by `save_pretrained`, in the dtype of its file. No backbone is needed."""
+    config = read_json(folder / "config.json")
+    options = {k: v for k, v in config.items() if not k.startswith("_")}
+    if "site_channels" not in options:
+        raise UserError(
+            f"{folder / 'config.json'} has no 'site_channels', expected the config of an EfficientMT adapter"
+        )
+    source, state = _read_component(folder, *_DIFFUSERS)
+    adapter = nn.Module.to(Adapter(**options), next(iter(state.values())).dtype)
+    load_exactly(adapter, state, source, expected="the adapter that its config.json describes")
+    return adapter
 
 
 def load_loras(pipeline: VideoPipeline, weights: Weights) -> None:
@@ -282,21 +301,13 @@ def _load_tokenizer(folder: Path) -> CLIPTokenizer:
         raise UserError(f"{folder} is not a CLIP tokenizer ({one_line(error)[:160]})") from error
 
 
-def _load_saved_adapter(unet: VideoUNet, folder: Path) -> Adapter:
-    config = read_json(folder / "config.json")
-    options = {k: v for k, v in config.items() if not k.startswith("_")}
-    if "site_channels" not in options:
-        raise UserError(
-            f"{folder / 'config.json'} has no 'site_channels', expected the config of an EfficientMT adapter"
-        )
+def _saved_adapter_for(unet: VideoUNet, folder: Path) -> Adapter:
+    adapter = load_saved_adapter(folder)
     known = site_paths(unet, "full")
-    for path, channels in options["site_channels"].items():
+    for path, channels in adapter.config.site_channels.items():
         own = unet.get_submodule(path).attn1.to_q.in_features if path in known else None
         if own != channels:
             raise UserError(
                 f"{folder} is an adapter for {path} with {channels} channels; the backbone has {own or 'no such block'}"
             )
-    adapter = Adapter(**options)
-    source, state = _read_component(folder, *_DIFFUSERS)
-    load_exactly(adapter, state, source, expected="the adapter that its config.json describes")
     return nn.Module.to(adapter, unet.dtype).requires_grad_(False)

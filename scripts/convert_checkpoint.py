@@ -1,0 +1,110 @@
+"""Turn a published EfficientMT checkpoint into this project's adapter folder, and back.
+
+python scripts/convert_checkpoint.py models/Integrated_Attention/checkpoint.ckpt models/adapter
+python scripts/convert_checkpoint.py models/adapter checkpoint.ckpt
+
+The folder holds config.json and safetensors, and `ckpt_path` takes either form. A published file may hold more than
+the adapter: what equals the backbone is dropped, so such a file needs `--config`, which names the backbone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from animatediff.config import load_config
+from animatediff.console import run_command
+from animatediff.errors import UserError, describe_os_error
+from animatediff.files import atomic_path
+from animatediff.models.adapter import Adapter
+from animatediff.models.checkpoints import (
+    StateDict,
+    load_exactly,
+    original_adapter_state,
+    read_state_dict,
+    split_adapter,
+)
+from animatediff.pipelines.loading import load_adapter, load_components, load_saved_adapter, published_sites
+from animatediff.runs import InferenceConfig, locate, located
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="a published .ckpt, or an adapter folder")
+    parser.add_argument("target", type=Path, help="the adapter folder, or the .ckpt (.safetensors) to write")
+    parser.add_argument("--config", help="YAML that names the backbone, for files that hold more than the adapter")
+    options = parser.parse_args(arguments)
+    if options.target.exists():
+        raise UserError(f"{options.target} is there already; remove it or choose another name")
+    if options.source.is_dir():
+        write_published(load_saved_adapter(options.source), options.target)
+    else:
+        write_folder(read_published(options.source, options.config), options.target)
+    print(f"wrote {options.target}")
+    return 0
+
+
+def read_published(path: Path, config: str | None) -> Adapter:
+    """The adapter of a published file, in the widest dtype that the file holds."""
+    state = read_state_dict(path)
+    adapter = Adapter(published_sites(state, path), trained_steps=_trained_steps(path))
+    own, rest = split_adapter(adapter, state)
+    nn.Module.to(adapter, functools.reduce(torch.promote_types, {value.dtype for value in own.values()}))
+    load_exactly(adapter.sites, own, str(path), expected="an adapter (to_q, to_k, to_v, scaler at its sites)")
+    if rest:
+        adapter.set_overrides(_overrides(path, rest, config))
+    return adapter
+
+
+def write_folder(adapter: Adapter, folder: Path) -> None:
+    """Write config.json and safetensors, the whole folder or nothing."""
+    part = folder.with_name(f".part-{os.getpid()}-{folder.name}")
+    try:
+        adapter.save_pretrained(part)
+        os.replace(part, folder)
+    except OSError as error:
+        raise describe_os_error(error, f"writing {folder}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_published(adapter: Adapter, path: Path) -> None:
+    """Write the published form: {"global_step", "state_dict"} with the published key names."""
+    if not adapter.config.use_scaler:
+        raise UserError("this adapter was trained without scalers, which the published form cannot express")
+    steps = adapter.config.trained_steps or 0
+    with atomic_path(path) as part:
+        torch.save({"global_step": steps, "state_dict": original_adapter_state(adapter)}, part)
+
+
+def _overrides(path: Path, rest: StateDict, config: str | None) -> StateDict:
+    """What differs from the backbone among the weights beyond the adapter."""
+    if config is None:
+        raise UserError(
+            f"{path} holds {len(rest)} weights besides the adapter (first {next(iter(rest))}); give --config, which "
+            "names the backbone, so that those equal to it can be dropped"
+        )
+    unet = load_components(located(load_config(InferenceConfig, locate(config)))).unet
+    return {key: value.data for key, value in load_adapter(unet, str(path)).named_overrides()}
+
+
+def _trained_steps(path: Path) -> int | None:
+    """The training steps that a published file names; None where it does not."""
+    if path.suffix == ".safetensors":
+        return None
+    steps = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("global_step")
+    return steps if isinstance(steps, int) and steps > 0 else None
+
+
+if __name__ == "__main__":
+    run_command(main)

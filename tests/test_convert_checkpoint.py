@@ -1,0 +1,105 @@
+"""Published checkpoint -> adapter folder -> published checkpoint: bit for bit, and one line where it cannot be."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from animatediff.errors import UserError
+from animatediff.models.adapter import Adapter
+from animatediff.models.checkpoints import read_state_dict
+from animatediff.pipelines.loading import Weights, load_adapter, load_components
+
+SITE = "up_blocks.1.motion_modules.0.transformer_blocks.0"
+
+
+@pytest.fixture(scope="module")
+def convert():
+    path = Path(__file__).parents[1] / "scripts" / "convert_checkpoint.py"
+    spec = importlib.util.spec_from_file_location("convert_checkpoint", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *arguments: module.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def published(tiny_weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A published file that holds the adapter alone, half precision, with its training steps."""
+    state = read_state_dict(tiny_weights.ckpt_path)
+    sites = {key.partition(".scaler.")[0] for key in state if ".scaler." in key}
+    parts = (".to_q.", ".to_k.", ".to_v.", ".scaler.")
+    alone = {
+        key: value
+        for key, value in state.items()
+        if any(key.startswith(site) for site in sites) and any(part in key for part in parts)
+    }
+    path = tmp_path_factory.mktemp("published") / "checkpoint.ckpt"
+    torch.save({"global_step": 1200, "state_dict": {f"module.{key}": value for key, value in alone.items()}}, path)
+    return path, alone
+
+
+def test_round_trip_without_a_backbone(convert, published, tmp_path: Path):
+    path, state = published
+    assert convert(path, tmp_path / "adapter") == 0
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
+    assert json.loads((tmp_path / "adapter" / "config.json").read_text())["trained_steps"] == 1200
+    assert convert(tmp_path / "adapter", tmp_path / "back.ckpt") == 0
+    back = torch.load(tmp_path / "back.ckpt", weights_only=True)
+    assert back["global_step"] == 1200
+    assert back["state_dict"].keys() == state.keys()
+    assert all(value.dtype == state[key].dtype for key, value in back["state_dict"].items())
+    assert all(torch.equal(value, state[key]) for key, value in back["state_dict"].items())
+
+
+def test_the_folder_is_the_checkpoint(convert, tiny_weights: Weights, tmp_path: Path):
+    """A file with more than the adapter: against its backbone, folder and file load to the same."""
+    config = tmp_path / "run.yaml"
+    config.write_text(json.dumps({key: value for key, value in vars(tiny_weights).items() if value}))
+    assert convert(tiny_weights.ckpt_path, tmp_path / "adapter", "--config", config) == 0
+    unet = load_components(tiny_weights).unet
+    ours, theirs = (
+        dict(load_adapter(unet, str(p)).state_dict()) for p in (tmp_path / "adapter", tiny_weights.ckpt_path)
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_more_than_the_adapter_needs_its_backbone(convert, published, tmp_path: Path):
+    _, state = published
+    other = "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    torch.save(state | {other: torch.zeros(2, 2)}, tmp_path / "more.ckpt")
+    with pytest.raises(
+        UserError, match=rf"more.ckpt holds 1 weights besides the adapter \(first {other}\); give --con"
+    ):
+        convert(tmp_path / "more.ckpt", tmp_path / "adapter")
+    assert [p.name for p in tmp_path.iterdir()] == ["more.ckpt"]
+
+
+def test_refusals(convert, published, tiny_weights: Weights, tmp_path: Path):
+    path, state = published
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="there is there already; remove it or choose another name"):
+        convert(path, tmp_path / "there")
+    with pytest.raises(UserError, match="no weights at none.ckpt"):
+        convert("none.ckpt", tmp_path / "adapter")
+    with pytest.raises(UserError, match="motion_module.ckpt holds no scaler weights, .* it looks like motion modules"):
+        convert(tiny_weights.motion_module_path, tmp_path / "adapter")
+    lacking = dict(state)
+    gone = next(key for key in lacking if key.endswith("to_k.weight"))
+    del lacking[gone]
+    torch.save(lacking, tmp_path / "lacking.ckpt")
+    with pytest.raises(UserError, match=r"lacking.ckpt lacks .*to_k.weight; expected an adapter"):
+        convert(tmp_path / "lacking.ckpt", tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"reading .*there/config.json failed: No such file"):
+        convert(tmp_path / "there", tmp_path / "back.ckpt")
+    Adapter({SITE: 64}, use_scaler=False).save_pretrained(tmp_path / "plain")
+    with pytest.raises(UserError, match="trained without scalers"):
+        convert(tmp_path / "plain", tmp_path / "back.ckpt")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["lacking.ckpt", "plain", "there"]
