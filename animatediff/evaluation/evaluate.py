@@ -42,7 +42,7 @@ class EvaluationConfig:
     references: str | None = None  # a folder where references are looked for too
     jobs: str | None = None  # JSON Lines of the jobs that every method should have done
     baseline: str | None = None  # the method that others are compared with; the first where not given
-    videos: int = 64  # jobs whose videos are put into the HTML report
+    videos: int = 32  # jobs whose videos are put into the HTML report
 
 
 @dataclass
@@ -62,12 +62,12 @@ class Row:
 
 @dataclass
 class Tools:
-    """The loaded parts of an evaluation: measures, tracker, and the tracks of references seen before."""
+    """The loaded parts of an evaluation: measures, tracker, and the references seen before with their tracks."""
 
     measures: Sequence[Measure]
     tracker: Tracker
     references: Path | None = None
-    seen: dict[str, Tracks] = field(default_factory=dict)
+    seen: dict[str, tuple[Frames, Tracks]] = field(default_factory=dict)
 
     @property
     def columns(self) -> list[Column]:
@@ -78,11 +78,11 @@ class Tools:
         """Why whole columns are empty: column key -> reason."""
         return {c.key: measure.reason for measure in self.measures if measure.reason for c in measure.columns}
 
-    def track_reference(self, frames: Frames) -> Tracks:
-        """Tracks of a reference; the same frames are tracked once."""
+    def track_reference(self, frames: Frames) -> tuple[Frames, Tracks]:
+        """The frames of a reference and their tracks; the same frames are held and tracked once."""
         key = hashlib.sha256(frames.tobytes()).hexdigest()
         if key not in self.seen:
-            self.seen[key] = self.tracker(frames)
+            self.seen[key] = frames, self.tracker(frames)
         return self.seen[key]
 
 
@@ -151,10 +151,10 @@ def _follow(row: Row, tools: Tools) -> None:
     if row.item.reference is None and row.item.problem is not None:
         return  # said already
     try:
-        row.reference = read_reference(row.item, row.frames.shape[:3], tools.references)
+        reference = read_reference(row.item, row.frames.shape[:3], tools.references)
     except UserError as error:
         row.problems.append(str(error))
         return
-    row.reference_tracks = tools.track_reference(row.reference)
+    row.reference, row.reference_tracks = tools.track_reference(reference)
     if not len(row.reference_tracks.tracks):
         row.problems.append(f"the tracker finds nothing to follow in its reference {row.item.reference}")

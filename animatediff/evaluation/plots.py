@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from animatediff.errors import one_line
@@ -91,9 +92,9 @@ def curves_figure(summary: Summary, rows: Sequence[Row]) -> Figure | None:
                 row.curves[name] for row in rows if row.item.method == method and len(row.curves.get(name, ())) > 1
             ]
             spread = np.array([np.interp(time, np.linspace(0, 1, len(curve)), curve) for curve in curves])
-            for curve in spread:
-                axis.plot(time, curve, color=_colour(place), alpha=0.12, linewidth=0.8)
             if len(spread):
+                lines = [np.column_stack([time, curve]) for curve in spread]
+                axis.add_collection(LineCollection(lines, colors=_colour(place), alpha=0.12, linewidths=0.8))
                 known = np.ma.masked_invalid(spread).mean(axis=0)
                 axis.plot(time, known, color=_colour(place), linewidth=2, label=method)
         axis.set_title(name, fontsize=9)
@@ -132,11 +133,11 @@ def _draw_tracks(axis: Axes, frames: Frames | None, tracks: Tracks | None, text:
     if frames is None or tracks is None:
         return
     axis.imshow(frames[-1])
-    for path, seen in zip(tracks.tracks, tracks.visibility, strict=True):
-        if np.ptp(path[seen], axis=0).max(initial=0) >= 1:
-            step = path[seen][-1] - path[seen][0]
-            hue = np.arctan2(step[1], step[0]) / (2 * np.pi) % 1
-            axis.plot(*path[seen].T, color=mpl.colormaps["hsv"](hue), linewidth=0.8)
+    paths = [path[seen] for path, seen in zip(tracks.tracks, tracks.visibility, strict=True)]
+    paths = [path for path in paths if len(path) > 1 and np.ptp(path, axis=0).max() >= 1]
+    steps = [path[-1] - path[0] for path in paths]
+    hues = [np.arctan2(y, x) / (2 * np.pi) % 1 for x, y in steps]
+    axis.add_collection(LineCollection(paths, colors=mpl.colormaps["hsv"](hues), linewidths=0.8))
     axis.set_xlim(-0.5, frames.shape[2] - 0.5)
     axis.set_ylim(frames.shape[1] - 0.5, -0.5)
     axis.set_title(text, fontsize=6)

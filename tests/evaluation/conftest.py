@@ -4,6 +4,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from animatediff.data.motions import sample_motion
 from animatediff.data.synthetic import Clip, sample_content
 from tests.evaluation.browser import Browser, find_browser
 
+cv2.setNumThreads(1)
 FAMILIES = ("line", "arc", "pan")
 FRAMES, SIZE = 8, (32, 48)
 
