@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from tqdm import tqdm
 
 from animatediff.errors import UserError
 
@@ -49,11 +50,12 @@ def interleave(
     for name in names if device.startswith("cuda") else warm_up:
         variants[name]()
     times: Times = {name: [] for name in names}
-    for i in range(rounds):
+    for i in (bar := tqdm(range(rounds), unit="round", leave=False)):
         if i and time.perf_counter() > end:
             break
         for name in names[i % len(names) :] + names[: i % len(names)]:
             times[name].append(stopwatch(variants[name], device))
+            bar.set_postfix_str(f"{name} {times[name][-1]['wall']:.2f} s")
     return times
 
 
