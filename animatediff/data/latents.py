@@ -46,7 +46,7 @@ class Encoder:
         """Mean and standard deviation of the VAE's posterior, float32 (2 c f h w), of pixels (f 3 H W) in [-1, 1]."""
         parts = []
         for frames in pixels.split(self.chunk_size):
-            posterior = self.vae.encode(frames.to(self.vae.device, self.vae.dtype)).latent_dist
+            posterior = self.vae.encode(frames.to(self.vae.device, self.vae.dtype).contiguous()).latent_dist
             parts.append(torch.stack([posterior.mean, posterior.std]).float())
         return rearrange(torch.cat(parts, dim=1), "moment f c h w -> moment c f h w").contiguous()
 
