@@ -1,10 +1,14 @@
-"""Shared set-up: one thread, no network, the tiny published layout written once."""
+"""Shared set-up: one thread, no network, the tiny published layout written once, inference.py on it."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
+from dataclasses import asdict, fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from animatediff import console
@@ -14,7 +18,9 @@ assert console
 
 import torch  # noqa: E402
 
-from animatediff.pipelines.loading import Weights  # noqa: E402
+from animatediff.data.export import save_video  # noqa: E402
+from animatediff.pipelines.efficientmt import EfficientMTPipeline  # noqa: E402
+from animatediff.pipelines.loading import Weights, load_pipeline  # noqa: E402
 from tests.goldens import write_tiny_layout  # noqa: E402
 
 torch.set_num_threads(1)
@@ -29,3 +35,55 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A square that moves to the right: 8 frames of 48x64."""
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    frames = np.full((8, 48, 64, 3), 40, np.uint8)
+    for i, frame in enumerate(frames):
+        frame[16:32, 4 * i : 4 * i + 16] = (220, 60, 30)
+    save_video(path, frames)
+    return path
+
+
+@pytest.fixture(scope="session")
+def load_once() -> Callable[..., EfficientMTPipeline]:
+    """`load_pipeline`, which gives the same pipeline for the same files: loading has tests of its own."""
+    loaded: dict[str, EfficientMTPipeline] = {}
+
+    def load(weights: Weights, *settings) -> EfficientMTPipeline:
+        key = repr([[getattr(weights, field.name) for field in fields(Weights)], *settings])
+        if key not in loaded:
+            loaded[key] = load_pipeline(weights, *settings)
+        return loaded[key]
+
+    return load
+
+
+@pytest.fixture
+def small_config(tiny_weights: Weights, tmp_path: Path) -> Path:
+    """A configuration of inference.py: the tiny layout, 2 frames, 2 steps."""
+    lines = {key: value for key, value in asdict(tiny_weights).items() if value}
+    small = {"num_frames": 2, "height": 32, "width": 32, "num_inference_steps": 2, "device": "cpu"}
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(lines | small))
+    return path
+
+
+@pytest.fixture
+def command(small_config: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, load_once) -> Callable[..., int]:
+    """inference.main with `small_config` on `clip`, in an empty current folder."""
+    import inference
+
+    monkeypatch.setattr(inference, "load_pipeline", load_once)
+    monkeypatch.chdir(small_config.parent)
+
+    def call(*arguments: str, prompt: str | None = "a red star", reference: Path | str | None = clip) -> int:
+        flags = ["--config", str(small_config)]
+        flags += [] if prompt is None else ["--prompt", prompt]
+        flags += [] if reference is None else ["--ref_video_path", str(reference)]
+        return inference.main([*flags, *arguments])
+
+    return call

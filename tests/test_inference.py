@@ -6,7 +6,6 @@ import errno
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, fields
 from pathlib import Path
 
 import av
@@ -21,66 +20,15 @@ from animatediff import files
 from animatediff.data.export import save_video
 from animatediff.errors import UserError
 from animatediff.pipelines import efficientmt
-from animatediff.pipelines.efficientmt import EfficientMTPipeline
-from animatediff.pipelines.loading import Weights, load_pipeline
+from animatediff.pipelines.loading import Weights
 
-Command = Callable[..., int]
-
-
-@pytest.fixture(scope="session")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A square that moves to the right: 8 frames of 48x64."""
-    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
-    frames = np.full((8, 48, 64, 3), 40, np.uint8)
-    for i, frame in enumerate(frames):
-        frame[16:32, 4 * i : 4 * i + 16] = (220, 60, 30)
-    save_video(path, frames)
-    return path
-
-
-@pytest.fixture(scope="session")
-def load_once() -> Callable[..., EfficientMTPipeline]:
-    """`load_pipeline`, which gives the same pipeline for the same files: loading has tests of its own."""
-    loaded: dict[str, EfficientMTPipeline] = {}
-
-    def load(weights: Weights, *settings) -> EfficientMTPipeline:
-        key = repr([[getattr(weights, field.name) for field in fields(Weights)], *settings])
-        if key not in loaded:
-            loaded[key] = load_pipeline(weights, *settings)
-        return loaded[key]
-
-    return load
-
-
-@pytest.fixture
-def command(tiny_weights: Weights, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load_once) -> Command:
-    """inference.main with a small configuration, in an empty current folder."""
-    monkeypatch.setattr(inference, "load_pipeline", load_once)
-    lines = {key: value for key, value in asdict(tiny_weights).items() if value}
-    small = {"num_frames": 2, "height": 32, "width": 32, "num_inference_steps": 2, "device": "cpu"}
-    config = tmp_path / "run.yaml"
-    config.write_text(json.dumps(lines | small))
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str, prompt: str | None = "a red star", reference: Path | str | None = clip) -> int:
-        flags = ["--config", str(config)]
-        flags += [] if prompt is None else ["--prompt", prompt]
-        flags += [] if reference is None else ["--ref_video_path", str(reference)]
-        return inference.main([*flags, *arguments])
-
-    return call
+Command = Callable[..., int]  # the fixture `command`: inference.main with a small configuration
 
 
 def written(folder: Path | str = "outputs") -> list[str]:
     """Every file below `folder`, hidden ones too."""
     root = Path(folder)
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-
-
-def jobs_file(*rows: dict[str, object] | str) -> str:
-    text = "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)
-    Path("jobs.jsonl").write_text(text, encoding="utf-8")
-    return "jobs.jsonl"
 
 
 def video_size(path: Path) -> tuple[int, int, int]:
