@@ -172,7 +172,10 @@ class Cost:
 
 
 # Further measures by name: module and the name in it of a Measure, imported only when asked for.
-PLUGINS = {"miniature": "animatediff.evaluation.miniature_measure:MEASURE"}
+PLUGINS = {
+    "miniature": "animatediff.evaluation.miniature_measure:MEASURE",
+    "weight_free": "animatediff.factory.measures:MEASURE",
+}
 
 
 def load_measure(name: str) -> Measure:

@@ -1,0 +1,1 @@
+"""The pair factory: candidates made by a motion-transfer method, filtered, and written as training pairs."""
