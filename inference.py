@@ -10,7 +10,6 @@ Any key of the YAML can follow as key=value. Paths are looked up here first, the
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import resource
 import sys
@@ -21,8 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,21 +28,21 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from diffusers.utils.import_utils import is_xformers_available
 
-from animatediff.config import load_config, nearest, override_config, to_dict, to_yaml, update_config
+from animatediff.commandline import dry_run, parse, read_config
+from animatediff.config import to_dict
 from animatediff.console import run_command
 from animatediff.data.conditions import read_conditions
 from animatediff.data.export import save_frames, save_gif, save_video, side_by_side
 from animatediff.data.video import Clip, fit_frames, read_frames, resolve_size
 from animatediff.errors import UserError, one_line
-from animatediff.files import read_json, remove_stale_parts, write_json
+from animatediff.files import remove_stale_parts, write_json
 from animatediff.jobs import ALREADY_DONE, DONE, FAILED, TO_DO, Job, plan, read_jobs, share, table
 from animatediff.models.adapter import Reference
 from animatediff.pipelines.efficientmt import EfficientMTPipeline
 from animatediff.pipelines.loading import load_motionclone, load_pipeline, weight_files
 from animatediff.pipelines.motionclone import MotionClonePipeline, MotionReference
-from animatediff.runs import InferenceConfig, locate, located, missing_weights, reference_key, reference_seed
+from animatediff.runs import InferenceConfig, locate, missing_weights, reference_key, reference_seed
 
-DEFAULT_CONFIG = "configs/inference/miniature.yaml"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LESS_MEMORY = (
     "offload=model (or sequential), vae_slicing=true, dtype=fp16, a smaller height and width, or fewer num_frames"
@@ -67,7 +65,7 @@ class Extracted:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 all done, 1 some jobs failed or files are missing."""
-    options = _parse(arguments)
+    options = parse(arguments, __doc__)
     config = read_config(options)
     jobs = read_jobs(locate(options.jobs), config) if options.jobs else [Job(config, "the command line")]
     if options.dry_run:
@@ -86,21 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif ended[0].status == ALREADY_DONE:
         print(f"already done: {ended[0].output}; overwrite=true makes it again")
     return 1 if any(job.status == FAILED for job in ended) else 0
-
-
-def read_config(options: argparse.Namespace) -> InferenceConfig:
-    """The run's configuration: a YAML, or the JSON beside an output, then key=value, then the published flags."""
-    path = locate(options.config)
-    if path.endswith(".json"):
-        written = read_json(path)
-        if not isinstance(written, dict) or not isinstance(written.get("config"), dict):
-            raise UserError(f"{path} has no 'config'; give a YAML, or the JSON that was written beside an output")
-        config = override_config(update_config(InferenceConfig(), written["config"], path), options.overrides)
-    else:
-        config = load_config(InferenceConfig, path, options.overrides)
-    flags = {key: getattr(options, key) for key in ("ckpt_path", "ref_video_path", "prompt")}
-    given = {key: value for key, value in flags.items() if value is not None}
-    return located(update_config(config, given, "the command line"))
 
 
 def run(config: InferenceConfig, jobs: Sequence[Job], keep_going: bool) -> list[Job]:
@@ -263,23 +246,6 @@ def sidecar(
     }
 
 
-def dry_run(config: InferenceConfig, jobs: Sequence[Job]) -> int:
-    """Print the resolved configuration, every file it would read, present or missing, and what each job would write.
-
-    Returns 0 where the run could start, else 1.
-    """
-    plan(jobs)
-    print(to_yaml(config))
-    missing = missing_weights(config)
-    for name, path in weight_files(config).items():
-        print(f"MISSING  {missing[name]}" if name in missing else f"present  {name}: {path}")
-    for path in dict.fromkeys(Path(job.config.ref_video_path) for job in jobs if job.config.ref_video_path):
-        print(f"{'present' if path.exists() else 'MISSING':8} reference: {path}")
-    for job in jobs:
-        print(f"{'BAD' if job.status == FAILED else job.status:8} {job.label}: {job.note or job.output}")
-    return 1 if missing or any(job.status == FAILED for job in jobs) else 0
-
-
 @contextmanager
 def memory_advice(config: InferenceConfig) -> Iterator[None]:
     """Turns running out of memory into one line that names the keys which lower it."""
@@ -290,32 +256,6 @@ def memory_advice(config: InferenceConfig) -> Iterator[None]:
             raise
         size = f"{config.num_frames} frames of {config.width}x{config.height}"
         raise UserError(f"out of memory at {size}; lower it with {LESS_MEMORY}") from error
-
-
-class _Parser(argparse.ArgumentParser):
-    """Mistakes in one line, like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python inference.py --help")
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--config", default=DEFAULT_CONFIG, help=f"YAML of the run (default {DEFAULT_CONFIG})")
-    parser.add_argument("--ckpt_path", help="the adapter: a published .ckpt or a saved folder")
-    parser.add_argument("--ref_video_path", help="the reference: a video file or a folder of frames")
-    parser.add_argument("--prompt", help="what the new video shows")
-    parser.add_argument("--jobs", help="JSON Lines, one job a line: ref_video_path, prompt and any key of the YAML")
-    parser.add_argument("--dry-run", action="store_true", help="print the configuration and files, and stop")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the YAML")
-    options, unknown = parser.parse_known_intermixed_args(arguments)
-    if unknown:
-        name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
-        if name in to_dict(InferenceConfig()):
-            raise UserError(f"'{unknown[0]}' is a key, not a flag; write {name}=value")
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        raise UserError(f"unknown flag '{unknown[0]}'; {nearest(unknown[0], flags)}")
-    return options
 
 
 def _describe(error: Exception) -> str:
