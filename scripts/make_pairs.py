@@ -58,7 +58,7 @@ from animatediff.factory.selection import (  # noqa: E402
 from animatediff.factory.sheet import write_sheet  # noqa: E402
 from animatediff.files import atomic_path, read_json, write_json  # noqa: E402
 from animatediff.jobs import Job  # noqa: E402
-from animatediff.runs import InferenceConfig, located  # noqa: E402
+from animatediff.runs import InferenceConfig, locate, located  # noqa: E402
 
 DEFAULT_CONFIG = REPOSITORY / "configs" / "pairs" / "default.yaml"
 INFERENCE = {
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     inference_path = options.config or INFERENCE[options.method]
     overrides = [text.removeprefix(PREFIX) for text in options.overrides if text.startswith(PREFIX)]
     overrides += [f"output_dir={out / 'candidates'}", f"method={options.method}"]
-    made_with = located(load_config(InferenceConfig, inference.locate(inference_path), overrides))
+    made_with = located(load_config(InferenceConfig, locate(inference_path), overrides))
     tools = load_tools(config.evaluation)
     check_thresholds(config.thresholds, tools.columns)
     prompts = read_prompts(options.prompts)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import inference
+from animatediff.config import load_config
 from animatediff.data.export import save_video
 from animatediff.data.pairs import ClipShape, folder_groups
 from animatediff.data.synthetic import Clip, Content, sample_motion
@@ -20,6 +21,7 @@ from animatediff.factory.measures import colour_consistency_per_step, words_show
 from animatediff.factory.selection import Candidate, check_thresholds, distribution, judge
 from animatediff.files import write_json
 from animatediff.jobs import ALREADY_DONE, FAILED, plan, read_jobs
+from animatediff.runs import InferenceConfig, locate, located
 from scripts import make_pairs
 
 GOOD, STILL = "a red star on a striped grey background", "a blue circle on a dotted brown background"
@@ -56,8 +58,8 @@ def made(monkeypatch):
     outputs = []
 
     def main(arguments):
-        config = inference.read_config(inference._parse(arguments))
-        jobs = read_jobs(arguments[arguments.index("--jobs") + 1], config)
+        _, path, _, job_list, *overrides = arguments
+        jobs = read_jobs(job_list, located(load_config(InferenceConfig, locate(path), overrides)))
         plan(jobs)
         for job in jobs:
             if job.status in (ALREADY_DONE, FAILED):
