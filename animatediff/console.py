@@ -1,17 +1,12 @@
-"""What every command shares: quiet libraries, one-line errors, exit statuses. Import it before diffusers' models."""
+"""What every command shares: one-line errors, exit statuses."""
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable
 
 from animatediff.errors import UserError, one_line
-
-# Read by the libraries when they are imported; what a user must know, the commands say themselves.
-for _library in ("TRANSFORMERS", "DIFFUSERS"):
-    os.environ.setdefault(f"{_library}_VERBOSITY", "error")
 
 INTERRUPTED = 128 + signal.SIGINT
 

@@ -155,7 +155,7 @@ def _lay_over(config: InferenceConfig, row: dict[str, Any], label: str) -> Infer
 def _free_name(job: Job, taken: dict[Path, Job]) -> Path:
     """The first name for the job's output that no other configuration holds."""
     reference = Path(job.config.ref_video_path)
-    folder = Path(job.config.output_dir) / safe_name(reference.stem or reference.resolve().name)
+    folder = Path(job.config.output_dir) / safe_name(reference.stem or reference.resolve().name, spaced=False)
     stem = f"{safe_name(job.config.prompt or '')}-{job.config.seed}"
     marked = [f"{stem}-{job.fingerprint[:digits]}" for digits in (8, 64)]
     for output in (folder / f"{name}.mp4" for name in (stem, *marked)):

@@ -11,17 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from animatediff import console
-
 os.environ["HF_HUB_OFFLINE"] = "1"
-assert console
 
-import torch  # noqa: E402
+import torch
 
-from animatediff.data.export import save_video  # noqa: E402
-from animatediff.pipelines.efficientmt import EfficientMTPipeline  # noqa: E402
-from animatediff.pipelines.loading import Weights, load_pipeline  # noqa: E402
-from tests.goldens import write_tiny_layout  # noqa: E402
+from animatediff.data.export import save_video
+from animatediff.pipelines.efficientmt import EfficientMTPipeline
+from animatediff.pipelines.loading import Weights, load_pipeline
+from tests.goldens import write_tiny_layout
 
 torch.set_num_threads(1)
 

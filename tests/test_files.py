@@ -14,6 +14,13 @@ from animatediff.errors import UserError
 from animatediff.files import atomic_path, read_json, read_jsonl, remove_stale_parts, write_json
 
 
+def write_then(path: Path, error: BaseException) -> None:
+    """Write half of a file, and fail."""
+    with atomic_path(path) as part:
+        part.write_text("half")
+        raise error
+
+
 def test_the_new_file_takes_the_place_of_the_old_one_only_at_the_end(tmp_path: Path):
     path = tmp_path / "new folder" / "a.txt"
     with atomic_path(path) as part:
@@ -30,9 +37,8 @@ def test_the_new_file_takes_the_place_of_the_old_one_only_at_the_end(tmp_path: P
 def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path, interruption: type[BaseException]):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(interruption), atomic_path(path) as part:
-        part.write_text("half")
-        raise interruption
+    with pytest.raises(interruption):
+        write_then(path, interruption())
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
 
@@ -42,9 +48,8 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path, inter
 )
 def test_system_errors_are_one_line_that_names_the_file(tmp_path: Path, code: int, words: str):
     path = tmp_path / "a.txt"
-    with pytest.raises(UserError) as caught, atomic_path(path) as part:
-        part.write_text("half")
-        raise OSError(code, os.strerror(code))
+    with pytest.raises(UserError) as caught:
+        write_then(path, OSError(code, os.strerror(code)))
     assert str(caught.value) == f"writing {path} failed: {words}"
     assert os.listdir(tmp_path) == []
 

@@ -124,12 +124,12 @@ def test_an_untrained_adapter_says_so(command: Command, capsys):
 
 
 def test_a_folder_of_frames_is_a_reference(command: Command):
-    folder = Path("my frames")
+    folder = Path("frames")
     folder.mkdir()
     for i in range(3):
         Image.new("L", (40, 40), 80 * i).save(folder / f"{i}.png")
     assert command(reference=folder) == 0
-    assert written() == ["my-frames/a-red-star-42.json", "my-frames/a-red-star-42.mp4"]
+    assert written() == ["frames/a-red-star-42.json", "frames/a-red-star-42.mp4"]
 
 
 def test_paths_are_found_in_the_project_from_any_folder(tmp_path: Path, monkeypatch, capsys):

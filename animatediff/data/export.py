@@ -108,18 +108,20 @@ def side_by_side(reference: np.ndarray, output: np.ndarray) -> np.ndarray:
     return np.concatenate([np.stack(left), output], axis=2)  # joined on the width
 
 
-def safe_name(text: str, max_length: int = 60) -> str:
+def safe_name(text: str, max_length: int = 60, spaced: bool = True) -> str:
     """A file name for `text`: ASCII lower-case letters, digits, `_` and `-`, at most `max_length` (20 or more).
 
     Words are joined by `-`. Where that loses anything (capitals, accents, punctuation, length, a name Windows
     reserves), `--` and twelve digits of the text's SHA-256 follow. No other name holds `--`, so two texts share a
-    name only if they are equal.
+    name only if they are equal. `spaced` says whether `-` stands for the text's spaces or, as in the name of a file,
+    for its own hyphens; names made with the one and the other do not belong in one folder.
     """
     if max_length < 20:
         raise ValueError(f"max_length is {max_length}, expected 20 or more")
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     slug = re.sub(r"[^a-z0-9_]+", "-", ascii_text.lower()).strip("-")
-    if slug and slug.replace("-", " ") == text and len(slug) <= max_length and slug not in _RESERVED:
+    told = slug.replace("-", " ") if spaced else slug
+    if slug and told == text and len(slug) <= max_length and slug not in _RESERVED:
         return slug
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     words = slug[: max_length - len(digest) - 2].strip("-")

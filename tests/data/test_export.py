@@ -262,3 +262,9 @@ def test_safe_names_never_collide():
     names = [safe_name(text).casefold() for text in texts]
     assert len(set(names)) == len(texts)
     assert len(safe_name("x" * 99, max_length=20)) == 20
+
+
+def test_names_of_files_keep_their_hyphens():
+    assert safe_name("00-line", spaced=False) == "00-line"
+    assert safe_name("00 line", spaced=False).startswith("00-line--")
+    assert safe_name("a--b", spaced=False) != "a--b"

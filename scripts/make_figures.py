@@ -1,0 +1,120 @@
+"""Make the README's pictures from a folder of outputs of the miniature: what was asked, what came, where it moved.
+
+    python scripts/make_figures.py outputs --to assets/figures
+
+Writes transfers.gif (reference, prompt, output, playing together) and tracks.png (the subject's path in both).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from animatediff.console import run_command
+from animatediff.data.export import save_gif
+from animatediff.data.video import read_frames
+from animatediff.errors import UserError
+from animatediff.evaluation.palette import read_clip
+from animatediff.files import atomic_path, read_json
+
+SCALE = 2  # of the videos in the animation
+CAPTION = 44  # pixels under each pair
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One output with the frames of its reference that were used, both uint8 [f, h, w, 3]."""
+
+    name: str
+    prompt: str
+    reference: np.ndarray
+    output: np.ndarray
+
+
+def main() -> int:
+    """Read the folder, draw both pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="outputs of inference.py: videos with a JSON beside each")
+    parser.add_argument("--to", type=Path, default=Path("assets/figures"), help="where the pictures go")
+    parser.add_argument("--columns", type=int, default=3)
+    arguments = parser.parse_args()
+    transfers = read_transfers(arguments.folder)
+    save_gif(arguments.to / "transfers.gif", animation(transfers, arguments.columns), fps=8)
+    plot_tracks(arguments.to / "tracks.png", transfers, arguments.columns)
+    print(f"{arguments.to / 'transfers.gif'} and tracks.png, of {len(transfers)} outputs")
+    return 0
+
+
+def read_transfers(folder: Path) -> list[Transfer]:
+    """Every output under `folder` that has its JSON; UserError where there is none."""
+    transfers = []
+    for path in sorted(folder.glob("*/*.json")):
+        facts = read_json(path)
+        indices = facts["reference_frames"]["indices"]
+        reference = read_frames(facts["reference"], None).frames[indices]
+        output = read_frames(path.with_name(facts["output"]), None).frames
+        transfers.append(Transfer(Path(facts["reference"]).stem, facts["prompt"], reference, output))
+    if not transfers:
+        raise UserError(f"no outputs with a JSON in the folders of {folder}; run inference.py first")
+    return transfers
+
+
+def animation(transfers: list[Transfer], columns: int) -> np.ndarray:
+    """A grid of pairs, reference left, output right, the prompt below; uint8 [f, h, w, 3]."""
+    frames = min(len(transfer.output) for transfer in transfers)
+    return np.stack([_grid([_cell(t, i) for t in transfers], columns) for i in range(frames)])
+
+
+def plot_tracks(path: Path, transfers: list[Transfer], columns: int) -> None:
+    """The subject's path in the reference (grey) and in the output (blue), a dot at its start."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = -(-len(transfers) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(2.6 * columns, 2.8 * rows), squeeze=False)
+    for axis in axes.flat[len(transfers) :]:
+        axis.set_visible(False)
+    for axis, transfer in zip(axes.flat, transfers, strict=False):
+        height, width = transfer.output.shape[1:3]
+        for frames, colour, label in ((transfer.reference, "0.6", "reference"), (transfer.output, "C0", "output")):
+            track = read_clip(frames).track
+            axis.plot(*track.T, color=colour, label=label, linewidth=2)
+            axis.plot(*track[0], "o", color=colour)
+        axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xticks=[], yticks=[])
+        axis.set_title("\n".join(textwrap.wrap(transfer.prompt, 28)), fontsize=8)
+    axes[0, 0].legend(fontsize=8)
+    figure.tight_layout()
+    with atomic_path(path) as part:
+        figure.savefig(part, dpi=120)
+    pyplot.close(figure)
+
+
+def _cell(transfer: Transfer, i: int) -> np.ndarray:
+    height, width = transfer.output.shape[1] * SCALE, transfer.output.shape[2] * SCALE
+    cell = Image.new("RGB", (2 * width + 12, height + CAPTION), "white")
+    for x, frame in ((0, transfer.reference[i]), (width + 4, transfer.output[i])):
+        cell.paste(Image.fromarray(frame).resize((width, height), Image.Resampling.NEAREST), (x, 0))
+    text = "\n".join(textwrap.wrap(transfer.prompt, 40)[:2])
+    ImageDraw.Draw(cell).text((2, height + 4), text, fill="black", font_size=12)
+    return np.asarray(cell)
+
+
+def _grid(cells: list[np.ndarray], columns: int) -> np.ndarray:
+    blank = np.full_like(cells[0], 255)
+    cells = cells + [blank] * (-len(cells) % columns)
+    rows = [np.concatenate(cells[i : i + columns], axis=1) for i in range(0, len(cells), columns)]
+    return np.concatenate(rows)
+
+
+if __name__ == "__main__":
+    run_command(main)
