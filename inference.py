@@ -11,7 +11,6 @@ Any key of the YAML can follow as key=value. Paths are looked up here first, the
 from __future__ import annotations
 
 import itertools
-import resource
 import sys
 import time
 import traceback
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,12 @@ from animatediff.pipelines.efficientmt import EfficientMTPipeline
 from animatediff.pipelines.loading import load_motionclone, load_pipeline, weight_files
 from animatediff.pipelines.motionclone import MotionClonePipeline, MotionReference
 from animatediff.runs import InferenceConfig, locate, missing_weights, reference_key, reference_seed
+
+resource: ModuleType | None
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LESS_MEMORY = (
@@ -298,9 +304,12 @@ def cut_warnings(pipeline: Pipeline, config: InferenceConfig) -> list[str]:
     return warnings
 
 
-def _peak_memory() -> int:
+def _peak_memory() -> int | None:
+    """Bytes: of the GPU where there is one, else of this process; None where the system does not tell (Windows)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    if resource is None:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

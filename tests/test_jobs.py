@@ -262,7 +262,7 @@ def test_accelerate_splits_the_list(small_config: Path, clip: Path, monkeypatch)
     shutil.copy(clip, "other.mp4")
     rows = [{"ref_video_path": name, "prompt": f"job {i}"} for i, name in enumerate(["other.mp4", str(clip)] * 2)]
     path = jobs_file(*rows, {"ref_video_path": "none.mp4", "prompt": "bad"})
-    launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     process = start(small_config, "--jobs", path, launch=(*launch, "--mixed_precision", "no", "--dynamo_backend", "no"))
     out, err = process.communicate(timeout=240)
     assert process.returncode != 0, "one job failed"
@@ -271,3 +271,4 @@ def test_accelerate_splits_the_list(small_config: Path, clip: Path, monkeypatch)
     assert out.count("5 jobs: 4 done, 1 failed") == 1, out + err
     rows = [line.split()[:2] for line in out.splitlines() if line[:4].strip().isdigit()]
     assert rows == [["1", "done"], ["2", "done"], ["3", "done"], ["4", "done"], ["5", "failed"]]
+    assert "[2/2] done" in out, "the main process had two of the four jobs: the other process the other two"
