@@ -24,6 +24,13 @@ ROOT = Path(__file__).parents[1]
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
+@pytest.fixture(autouse=True)
+def online(monkeypatch):
+    """The other tests run offline; these have a hub of their own on loopback."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
 @pytest.fixture(scope="module")
 def script():
     import importlib.util

@@ -214,6 +214,7 @@ def start(small_config: Path, *arguments: str, launch: tuple[str, ...] = ()) -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in background
     )
 
 

@@ -65,7 +65,7 @@ def find_sources(folder: str | Path, frames: int) -> list[Source]:
         raise UserError(f"no clips in {folder}; expected videos ({', '.join(sorted(VIDEO_SUFFIXES))}) or frame folders")
     sources: list[Source] = []
     for path in sorted(paths, key=lambda p: natural_key(p.name)):
-        group = safe_name(path.stem, spaced=False)
+        group = safe_name(path.stem)
         taken = {source.group for source in sources}
         group = next(name for name in (group, *(f"{group}-{i}" for i in range(2, len(paths) + 2))) if name not in taken)
         sources.append(Source(path, group, _caption(path), _problem(path, frames)))
