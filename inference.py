@@ -162,9 +162,8 @@ def extract(pipeline: Pipeline, config: InferenceConfig) -> Extracted:
     clip = read_frames(config.ref_video_path, config.num_frames, start=config.start, duration=config.duration)
     for warning in clip.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    multiple = pipeline.vae_scale_factor
     rows, columns = clip.frames.shape[1:3]
-    height, width = resolve_size(rows, columns, config.height, config.width, config.fit, multiple)
+    height, width = resolve_size(rows, columns, config.height, config.width, config.fit, pipeline.size_multiple)
     video = fit_frames(clip.frames, height, width, config.fit)
     generator = torch.Generator().manual_seed(reference_seed(config))
     images = {"image_index": config.image_index, "controlnet_scale": config.controlnet_scale}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -24,6 +25,11 @@ class VideoPipeline(AnimateDiffPipeline):
         self.register_modules(**components)
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.video_processor = VideoProcessor(do_resize=False, vae_scale_factor=self.vae_scale_factor)
+
+    @property
+    def size_multiple(self) -> int:
+        """What height and width in pixels must be multiples of: the VAE's scale, and 8, which diffusers asks for."""
+        return math.lcm(8, self.vae_scale_factor)
 
     @torch.no_grad()
     def encode_video(

@@ -251,3 +251,11 @@ class TestRefused:
     def test_unknown_scheduler(self):
         with pytest.raises(UserError, match="unknown scheduler 'dddim'; did you mean 'ddim'"):
             build_scheduler("dddim")
+
+
+@pytest.mark.parametrize(("levels", "multiple"), [((32, 32, 64), 8), ((32, 32, 32, 64), 8), ((32, 32, 32, 32, 64), 16)])
+def test_size_multiple(levels, multiple):
+    """diffusers asks for multiples of 8 whatever the VAE."""
+    pipe = EfficientMTPipeline.__new__(EfficientMTPipeline)
+    pipe.__dict__["vae_scale_factor"] = 2 ** (len(levels) - 1)
+    assert pipe.size_multiple == multiple
