@@ -215,3 +215,12 @@ def test_parts_and_sizes_are_checked(script):
         script.select("stepp", "cpu")
     with pytest.raises(UserError, match="width is 100, expected a multiple of 64"):
         script.build_setup(script.parse(["--width", "100", "--device", "cpu"]))
+
+
+def test_the_memory_part_reads_as_a_table_with_its_setup_beside_it():
+    from animatediff.benchmarks.report import rows_of
+
+    scheme = {"start": 1 << 30, "weights": 6 << 30, "peak": 7 << 30, "ratio": 0.58, "ratio_above_start": 0.55}
+    rows = list(rows_of("memory", {"shared": scheme, "published": scheme | {"ratio": 1.0}, "setup": {"frames": 16}}))
+    assert len(rows) == 2
+    assert "peak 7.00 GiB" in str(rows[0])

@@ -129,7 +129,8 @@ def _timed(part: str, what: str, values: dict[str, Any], goal: float | None) -> 
 
 
 def _compared(part: str, memory: dict[str, Any], words: dict[str, str], goals: dict[str, float]) -> Iterator[Row]:
-    for name, values in memory.items():
+    """Peaks of the schemes that `words` names; a part's result holds its setup, too."""
+    for name, values in ((name, memory[name]) for name in words if name in memory):
         figure = f"peak {values['peak'] / GIB:.2f} GiB ({values['weights'] / GIB:.2f} with weights alone)"
         text = f"{values['ratio']:.3f} ({values['ratio_above_start']:.3f} without the libraries)"
         yield Row(part, words[name], figure, text, values["ratio"], goals.get(name))
