@@ -282,12 +282,16 @@ def _device(name: str) -> torch.device:
 
 def _use_xformers(pipeline: Pipeline, device: torch.device) -> None:
     """xformers where it has an operator for this device, else scaled_dot_product_attention and one line."""
-    try:
-        if device.type != "cuda" or not is_xformers_available():
-            raise NotImplementedError(f"xformers has no operator for {device.type} here")
-        pipeline.enable_xformers_memory_efficient_attention()
-    except (NotImplementedError, ValueError, RuntimeError, ImportError) as error:
-        print(f"attention: {one_line(error)[:160]}; using scaled_dot_product_attention")
+    why = None
+    if device.type != "cuda" or not is_xformers_available():
+        why = f"xformers has no operator for {device.type} here"
+    else:
+        try:
+            pipeline.enable_xformers_memory_efficient_attention()
+        except (NotImplementedError, ValueError, RuntimeError, ImportError) as error:  # diffusers tries it on the spot
+            why = one_line(error)[:160]
+    if why is not None:
+        print(f"attention: {why}; using scaled_dot_product_attention")
 
 
 def cut_warnings(pipeline: Pipeline, config: InferenceConfig) -> list[str]:
