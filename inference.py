@@ -65,7 +65,7 @@ class Extracted:
 
     clip: Clip
     pixels: np.ndarray  # uint8 (f h w 3), as the network saw them
-    reference: Reference | MotionReference
+    reference: Reference | MotionReference | None  # None: use_reference=false, the backbone alone
     seconds: float
 
 
@@ -157,7 +157,7 @@ def load(config: InferenceConfig, quiet: bool = False) -> tuple[Pipeline, bool]:
 
 
 def extract(pipeline: Pipeline, config: InferenceConfig) -> Extracted:
-    """Read the reference of `config` and run the reference pass."""
+    """Read the reference of `config` and run the reference pass, or not where `use_reference` is false."""
     started = time.perf_counter()
     clip = read_frames(config.ref_video_path, config.num_frames, start=config.start, duration=config.duration)
     for warning in clip.warnings:
@@ -165,6 +165,9 @@ def extract(pipeline: Pipeline, config: InferenceConfig) -> Extracted:
     rows, columns = clip.frames.shape[1:3]
     height, width = resolve_size(rows, columns, config.height, config.width, config.fit, pipeline.size_multiple)
     video = fit_frames(clip.frames, height, width, config.fit)
+    pixels = ((video + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()  # f 3 h w -> f h w 3
+    if not config.use_reference:
+        return Extracted(clip, pixels, None, time.perf_counter() - started)
     generator = torch.Generator().manual_seed(reference_seed(config))
     images = {"image_index": config.image_index, "controlnet_scale": config.controlnet_scale}
     reference = pipeline.extract(
@@ -174,7 +177,6 @@ def extract(pipeline: Pipeline, config: InferenceConfig) -> Extracted:
         prompt=config.ref_prompt,
         **(images if config.sparsectrl_path else {}),
     )
-    pixels = ((video + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()  # f 3 h w -> f h w 3
     return Extracted(clip, pixels, reference, time.perf_counter() - started)
 
 
@@ -192,6 +194,7 @@ def make(pipeline: Pipeline, job: Job, extracted: Extracted, trained: bool) -> N
         guidance_scale=config.guidance_scale,
         generator=torch.Generator().manual_seed(config.seed),
         output_type="np",
+        **_size(extracted),
         **_conditions(config, *extracted.pixels.shape[1:3]),
     ).frames[0]  # f h w 3, in [0, 1]
     if not np.isfinite(frames).all():
@@ -209,6 +212,13 @@ def make(pipeline: Pipeline, job: Job, extracted: Extracted, trained: bool) -> N
         save_video(job.beside, side_by_side(extracted.pixels, pixels), config.fps)
     seconds = time.perf_counter() - started
     write_json(job.sidecar, sidecar(job, extracted, trained, seconds, pixels.shape, warnings))
+
+
+def _size(extracted: Extracted) -> dict[str, int]:
+    """The size of a video without a reference to take it from: that of the clip."""
+    if extracted.reference is not None:
+        return {}
+    return dict(zip(("num_frames", "height", "width"), extracted.pixels.shape[:3], strict=True))
 
 
 def _conditions(config: InferenceConfig, height: int, width: int) -> dict[str, torch.Tensor]:

@@ -77,7 +77,8 @@ def train(config: TrainingConfig) -> None:
     model, optimizer = accelerator.prepare(EfficientMT(components.unet, adapter=adapter), optimizer)
     trained = [parameter for parameter in adapter.parameters() if parameter.requires_grad]
     average = build_average(trained, config)
-    progress = Progress(adapter, optimizer, schedule, average, accelerator.scaler)
+    before = adapter.config.trained_steps or 0
+    progress = Progress(adapter, optimizer, schedule, average, accelerator.scaler, steps_before=before)
     if start is not None:
         notes = load_checkpoint(start, progress, data.fingerprint)
         accelerator.print("\n".join([f"going on from {start}", *notes]))

@@ -39,6 +39,7 @@ class InferenceConfig(Weights):
 
     method: str = "efficientmt"
     ref_video_path: str = ""
+    use_reference: bool = True  # false: the clip gives its size alone, to see what the backbone does by itself
     prompt: str | None = None
     negative_prompt: str = ""
     ref_prompt: str = ""  # text of the reference pass; the published run leaves it empty
@@ -185,6 +186,8 @@ def check_output(folder: Path) -> None:
 def _check_motionclone(config: InferenceConfig) -> None:
     """UserError where settings of the method, or condition images and their mode, do not fit together."""
     if config.method == "motionclone":
+        if not config.use_reference:
+            raise UserError("use_reference is false, which MotionClone has no use for; choose method=efficientmt")
         settings = config.motionclone
         check_steps(config.num_inference_steps, settings.guidance_steps, settings.guided_share)
         if config.scheduler != "ddim":
@@ -208,7 +211,7 @@ def _check_motionclone(config: InferenceConfig) -> None:
 def reference_key(config: InferenceConfig) -> str:
     """Jobs with equal keys share one reference pass."""
     keys = ["ref_video_path", "num_frames", "height", "width", "fit", "start", "duration"]
-    keys += ["ref_prompt", "reference_timestep", "image_index", "controlnet_scale"]
+    keys += ["use_reference", "ref_prompt", "reference_timestep", "image_index", "controlnet_scale"]
     return json.dumps([reference_seed(config), *(getattr(config, key) for key in keys)])
 
 

@@ -62,7 +62,7 @@ class MiniatureConfig:
     clips: int = 6000  # rendered for the VAE; the first `latents` of them train the UNet
     latents: int = 2000
     vae: StageConfig = field(default_factory=lambda: StageConfig(650, 4, 2e-3))
-    frames: StageConfig = field(default_factory=lambda: StageConfig(700, 32, 2e-3))
+    frames: StageConfig = field(default_factory=lambda: StageConfig(5000, 16, 2e-3))
     motion: StageConfig = field(default_factory=lambda: StageConfig(1800, 2, 2e-3))
     spatial_learning_rate: float = 1e-3  # of the spatial layers while the motion modules are trained
 
@@ -108,8 +108,9 @@ def make(config: MiniatureConfig) -> None:
         lambda path: torch.load(path, weights_only=True),
     )
     captions = [sample_content(seed).caption for seed in range(config.latents)]
-    image_unet, encoder = _frames_stage(config, work, latents, captions, tokenizer)
-    video = _motion_stage(config, work, latents, captions, tokenizer, encoder, image_unet)
+    importance = subject_importance([make_clip(seed) for seed in range(config.latents)], latents.shape[-2:])
+    image_unet, encoder = _frames_stage(config, work, latents, importance, captions, tokenizer)
+    video = _motion_stage(config, work, latents, importance, captions, tokenizer, encoder, image_unet)
     if rank() == 0:
         export_base(Path(config.output), vae, encoder, tokenizer, video)
         save_config(config, Path(config.output) / "base_config.yaml")
@@ -130,13 +131,18 @@ def _vae_stage(config: MiniatureConfig, work: Path, clips: NDArray[np.uint8]) ->
 
 
 def _frames_stage(
-    config: MiniatureConfig, work: Path, latents: Tensor, captions: list[str], tokenizer: CLIPTokenizer
+    config: MiniatureConfig,
+    work: Path,
+    latents: Tensor,
+    importance: Tensor,
+    captions: list[str],
+    tokenizer: CLIPTokenizer,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     encoder, unet, stage = build_text_encoder(tokenizer), build_image_unet(), config.frames
     if not (work / "unet").exists():
         tokens, empty = tokenize(tokenizer, captions), tokenize(tokenizer, [""])[0]
         sizes = (stage.steps, stage.batch, stage.learning_rate)
-        train_frames(unet, encoder, latents, tokens, empty, *sizes, work / "frames.pt", config.seed + 1)
+        train_frames(unet, encoder, latents, tokens, empty, importance, *sizes, work / "frames.pt", config.seed + 1)
         if rank() == 0:
             encoder.save_pretrained(work / "text_encoder")
             unet.save_pretrained(work / "unet")
@@ -149,6 +155,7 @@ def _motion_stage(
     config: MiniatureConfig,
     work: Path,
     latents: Tensor,
+    importance: Tensor,
     captions: list[str],
     tokenizer: CLIPTokenizer,
     encoder: CLIPTextModel,
@@ -157,7 +164,6 @@ def _motion_stage(
     video, stage = to_video_unet(image_unet), config.motion
     if not (work / "video").exists():
         text, empty = encode_text(encoder, tokenizer, captions), encode_text(encoder, tokenizer, [""])[0]
-        importance = subject_importance([make_clip(seed) for seed in range(config.latents)], latents.shape[-2:])
         sizes = (stage.steps, stage.batch, stage.learning_rate, config.spatial_learning_rate)
         train_clips(video, latents, text, empty, importance, *sizes, work / "clips.pt", config.seed + 2)
         if rank() == 0:

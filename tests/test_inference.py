@@ -117,6 +117,18 @@ def test_guidance_zero_and_one_sample_without_the_negative_half(command: Command
         assert batches == [1, batch, batch], "the reference pass and two steps"
 
 
+def test_without_its_motion_a_reference_gives_the_size_alone(command: Command, clip: Path):
+    save_video(Path("other.mp4"), np.full((8, 40, 40, 3), 90, np.uint8))
+    assert command() == 0
+    assert command("use_reference=false", "output_dir=alone") == 0
+    assert command("--ref_video_path", "other.mp4", "use_reference=false", "output_dir=alone") == 0
+    moved, alone, other = (
+        Path(name).read_bytes()
+        for name in ("outputs/clip/a-red-star-42.mp4", "alone/clip/a-red-star-42.mp4", "alone/other/a-red-star-42.mp4")
+    )
+    assert alone == other != moved
+
+
 def test_an_untrained_adapter_says_so(command: Command, capsys):
     assert command("ckpt_path=") == 0
     assert "UNTRAINED" in capsys.readouterr().out
@@ -249,6 +261,7 @@ BAD_VALUES = [
     ("num_inference_step=3", "did you mean 'num_inference_steps'?"),
     ("ckpt_path=none.ckpt", "no weights at none.ckpt (adapter); see models/README.md"),
     ("dtype=fp16", "dtype is fp16, which the CPU cannot sample in; use dtype=fp32 or dtype=bf16"),
+    ("method=motionclone use_reference=false", "use_reference is false, which MotionClone has no use for"),
     ("device=mps", "device is 'mps', which this machine does not have; use device=auto"),
     ("lora_paths=[none.safetensors]", "no weights at none.safetensors (LoRA 0)"),
 ]
@@ -256,7 +269,7 @@ BAD_VALUES = [
 
 @pytest.mark.parametrize(("override", "message"), BAD_VALUES)
 def test_bad_values(command: Command, override: str, message: str):
-    refused(command, message, override)
+    refused(command, message, *override.split())
 
 
 def test_bad_flags(command: Command):

@@ -79,6 +79,7 @@ def train_frames(
     latents: Tensor,
     tokens: Tensor,
     empty: Tensor,
+    importance: Tensor,
     steps: int,
     batch: int,
     lr: float,
@@ -88,7 +89,7 @@ def train_frames(
     """Train `unet` and `encoder` jointly on single frames.
 
     latents [n, f, 4, h, w]: scaled latents of n clips; tokens [n, LENGTH]: their captions; empty [LENGTH]: the empty
-    prompt. Resumes from `checkpoint`.
+    prompt; importance [n, f, h, w]: weight of each place of each frame. Resumes from `checkpoint`.
     """
     alphas = build_scheduler("ddim").alphas_cumprod
 
@@ -98,7 +99,8 @@ def train_frames(
         time = torch.randint(1000, (batch,), generator=generator)
         noisy, noise = _noised(latents[clip, frame].float(), alphas[time], generator)
         text = encoder(_drop_captions(tokens[clip], empty, generator))[0]
-        return noise_loss(unet(noisy, time, text).sample, noise, alphas[time])
+        weight = importance[clip, frame][:, None].float()  # b 1 h w
+        return noise_loss(unet(noisy, time, text).sample, noise, alphas[time], weight)
 
     parameters = [*unet.parameters(), *encoder.parameters()]
     train("frames", [{"params": parameters, "lr": lr}], loss_of, steps, checkpoint, seed)

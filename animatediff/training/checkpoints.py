@@ -38,6 +38,7 @@ class Progress:
     scaler: torch.amp.GradScaler | None
     step: int = 0
     samples: int = 0
+    steps_before: int = 0  # of the adapter that the run started from
 
 
 def save_checkpoint(output: str | Path, progress: Progress, data: str, keep: int) -> Path:
@@ -151,6 +152,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], pat
 
 
 def _write_adapter(folder: Path, progress: Progress) -> None:
+    progress.adapter.register_to_config(trained_steps=progress.steps_before + progress.step)
     with averaged(progress.adapter, progress.average):
         progress.adapter.save_pretrained(folder)
 

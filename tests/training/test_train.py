@@ -143,6 +143,7 @@ def test_the_adapter_serves_inference_and_the_published_layout(
     unet = load_components(Weights(**{key: str(path) for key, path in tiny_base.items()})).unet
     adapter = load_adapter(unet, str(output / "adapter"))
     torch.save({"global_step": 1, "state_dict": original_adapter_state(adapter)}, tmp_path / "published.ckpt")
+    assert adapter.config.trained_steps == 1
     back = load_adapter(unet, str(tmp_path / "published.ckpt"))
     assert equal(back.state_dict(), adapter.state_dict())
     latents, text = torch.zeros(1, 4, 3, 8, 8), torch.zeros(1, 32, 64)
