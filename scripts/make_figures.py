@@ -1,8 +1,10 @@
 """Make the README's pictures from a folder of outputs of the miniature: what was asked, what came, where it moved.
 
     python scripts/make_figures.py outputs --to assets/figures
+    python scripts/make_figures.py outputs --to assets/figures --run runs/miniature
 
-Writes transfers.gif (reference, prompt, output, playing together) and tracks.png (the subject's path in both).
+Writes transfers.gif (reference, prompt, output, playing together) and tracks.png (the subject's path in both); with
+the folder of the training run also curve.png, its measures on held-out clips over the steps.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -44,12 +47,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="outputs of inference.py: videos with a JSON beside each")
     parser.add_argument("--to", type=Path, default=Path("assets/figures"), help="where the pictures go")
+    parser.add_argument("--run", type=Path, help="output of train.py with validation.measures=world: plot its curve")
     parser.add_argument("--columns", type=int, default=3)
     arguments = parser.parse_args()
     transfers = read_transfers(arguments.folder)
     save_gif(arguments.to / "transfers.gif", animation(transfers, arguments.columns), fps=8)
     plot_tracks(arguments.to / "tracks.png", transfers, arguments.columns)
     print(f"{arguments.to / 'transfers.gif'} and tracks.png, of {len(transfers)} outputs")
+    if arguments.run is not None:
+        plot_curve(arguments.to / "curve.png", read_curve(arguments.run))
+        print(f"{arguments.to / 'curve.png'}, of {arguments.run}")
     return 0
 
 
@@ -75,13 +82,9 @@ def animation(transfers: list[Transfer], columns: int) -> np.ndarray:
 
 def plot_tracks(path: Path, transfers: list[Transfer], columns: int) -> None:
     """The subject's path in the reference (grey) and in the output (blue), a dot at its start."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     rows = -(-len(transfers) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(2.6 * columns, 2.8 * rows), squeeze=False)
+    figure = Figure(figsize=(2.6 * columns, 2.8 * rows))
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(transfers) :]:
         axis.set_visible(False)
     for axis, transfer in zip(axes.flat, transfers, strict=False):
@@ -93,10 +96,34 @@ def plot_tracks(path: Path, transfers: list[Transfer], columns: int) -> None:
         axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xticks=[], yticks=[])
         axis.set_title("\n".join(textwrap.wrap(transfer.prompt, 28)), fontsize=8)
     axes[0, 0].legend(fontsize=8)
+    _save(figure, path)
+
+
+def read_curve(run: Path) -> dict[int, dict[str, float]]:
+    """Step -> means over the validation clips, as train.py wrote them; UserError where there are none."""
+    found = sorted(run.glob("validation/step-*/measures.json"))
+    curve = {int(path.parent.name.removeprefix("step-")): read_json(path)["mean"] for path in found}
+    if not any("cosine" in means for means in curve.values()):
+        raise UserError(f"{run} holds no measured validation; train with validation.measures=world")
+    return curve
+
+
+def plot_curve(path: Path, curve: dict[int, dict[str, float]]) -> None:
+    """The cosine and the distance of the subject's motion over training steps, side by side."""
+    figure = Figure(figsize=(7.8, 2.6))
+    wanted = {"cosine": ("motion cosine", 0.9), "distance": ("distance, % of the width", 4.0)}
+    for axis, (key, (label, target)) in zip(figure.subplots(1, 2), wanted.items(), strict=True):
+        axis.plot(list(curve), [means[key] for means in curve.values()], marker="o")
+        axis.axhline(target, color="0.6", linestyle="--", label="wanted")
+        axis.set(xlabel="step", ylabel=label)
+        axis.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     figure.tight_layout()
     with atomic_path(path) as part:
         figure.savefig(part, dpi=120)
-    pyplot.close(figure)
 
 
 def _cell(transfer: Transfer, i: int) -> np.ndarray:
