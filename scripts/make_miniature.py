@@ -62,7 +62,7 @@ class MiniatureConfig:
     clips: int = 6000  # rendered for the VAE; the first `latents` of them train the UNet
     latents: int = 2000
     vae: StageConfig = field(default_factory=lambda: StageConfig(650, 4, 2e-3))
-    frames: StageConfig = field(default_factory=lambda: StageConfig(5000, 16, 2e-3))
+    frames: StageConfig = field(default_factory=lambda: StageConfig(5000, 8, 2e-3))
     motion: StageConfig = field(default_factory=lambda: StageConfig(1800, 2, 2e-3))
     spatial_learning_rate: float = 1e-3  # of the spatial layers while the motion modules are trained
 
@@ -108,8 +108,11 @@ def make(config: MiniatureConfig) -> None:
         lambda path: torch.load(path, weights_only=True),
     )
     captions = [sample_content(seed).caption for seed in range(config.latents)]
-    importance = subject_importance([make_clip(seed) for seed in range(config.latents)], latents.shape[-2:])
-    image_unet, encoder = _frames_stage(config, work, latents, importance, captions, tokenizer)
+    shown = [make_clip(seed) for seed in range(config.latents)]
+    importance = subject_importance(shown, latents.shape[-2:])
+    scale = clips.shape[-2] / latents.shape[-1]  # pixels per latent
+    centres = torch.tensor(np.stack([clip.track() for clip in shown]) + 0.5) / scale - 0.5
+    image_unet, encoder = _frames_stage(config, work, latents, importance, centres, captions, tokenizer)
     video = _motion_stage(config, work, latents, importance, captions, tokenizer, encoder, image_unet)
     if rank() == 0:
         export_base(Path(config.output), vae, encoder, tokenizer, video)
@@ -135,6 +138,7 @@ def _frames_stage(
     work: Path,
     latents: Tensor,
     importance: Tensor,
+    centres: Tensor,
     captions: list[str],
     tokenizer: CLIPTokenizer,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
@@ -142,7 +146,9 @@ def _frames_stage(
     if not (work / "unet").exists():
         tokens, empty = tokenize(tokenizer, captions), tokenize(tokenizer, [""])[0]
         sizes = (stage.steps, stage.batch, stage.learning_rate)
-        train_frames(unet, encoder, latents, tokens, empty, importance, *sizes, work / "frames.pt", config.seed + 1)
+        train_frames(
+            unet, encoder, latents, tokens, empty, importance, centres, *sizes, work / "frames.pt", config.seed + 1
+        )
         if rank() == 0:
             encoder.save_pretrained(work / "text_encoder")
             unet.save_pretrained(work / "unet")
