@@ -1,8 +1,10 @@
 """The pair factory: candidates, selection, contact sheet. Candidates are made by a stand-in for inference.py."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +89,27 @@ def command(clips, prompts, tmp_path):
 
 def scores(out):
     return {row["name"]: row for row in map(json.loads, (out / "scores.jsonl").read_text().splitlines())}
+
+
+def test_two_processes_make_what_one_makes(small_config, clips, prompts, tmp_path):
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    limits = [f"thresholds.{key}=-1" for key in ("motion_fidelity", "words_shown", "colour_consistency")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+    for start, out in (([], tmp_path / "one"), (launch, tmp_path / "two")):
+        paths = ["--config", small_config, "--clips", clips, "--prompts", prompts, "--out", out]
+        keys = ["--method", "efficientmt", "evaluation.clip=none", "evaluation.grid=8", *limits]
+        line = [sys.executable, *start, make_pairs.__file__, *paths, *keys]
+        done = subprocess.run(list(map(str, line)), env=environment, capture_output=True, text=True, timeout=240)
+        assert done.stdout.count("4 of 4 candidates kept") == 1, done.stdout + done.stderr
+    one, two = scores(tmp_path / "one"), scores(tmp_path / "two")
+    assert len(one) == 6, "two clips by two prompts, and the clip that cannot be read"
+    for row in (*one.values(), *two.values()):
+        for cost in ("seconds", "peak_memory"):
+            row["scores"].pop(cost, None)
+    assert {name: row["scores"] for name, row in one.items()} == {name: row["scores"] for name, row in two.items()}
+    first, second = (sorted((tmp_path / name / "candidates").rglob("*.mp4")) for name in ("one", "two"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
 class TestFactory:

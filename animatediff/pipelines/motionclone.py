@@ -81,6 +81,7 @@ class MotionClonePipeline(VideoPipeline):
         )
         self.settings = MotionCloneConfig(**settings) if isinstance(settings, dict) else settings or MotionCloneConfig()
         self.register_to_config(settings=asdict(self.settings))
+        unet.requires_grad_(False)  # the score is a gradient in the latents; weights that want one would cost memory
         temporal_attentions(unet, self.settings.motion_guidance_blocks)
         if self.settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()

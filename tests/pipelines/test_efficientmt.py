@@ -8,7 +8,9 @@ from diffusers import AnimateDiffPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from PIL import Image
 from safetensors.torch import save_file
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from animatediff.errors import UserError
 from animatediff.models.checkpoints import original_adapter_state, read_state_dict
@@ -50,6 +52,23 @@ def sample(pipe, reference, prompt=PROMPT, seed=42, **options):
     options = {"num_inference_steps": 2, "guidance_scale": 6.0, "output_type": "latent"} | options
     generator = torch.Generator().manual_seed(seed)
     return pipe(prompt, reference=reference, generator=generator, **options).frames
+
+
+def ip_adapter_state(unet, tokens=4, image_dim=16):
+    """The weights of an IP-Adapter with random values, under the names of the published files."""
+    width, draw = unet.config.cross_attention_dim, torch.Generator().manual_seed(0)
+    state = {
+        "image_proj.proj.weight": torch.randn(tokens * width, image_dim, generator=draw),
+        "image_proj.proj.bias": torch.zeros(tokens * width),
+        "image_proj.norm.weight": torch.ones(width),
+        "image_proj.norm.bias": torch.zeros(width),
+    }
+    names = [name for name in unet.attn_processors if "motion_modules" not in name and "attn2" in name]
+    for number, name in enumerate(names):
+        size = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features, width
+        for part in ("to_k_ip", "to_v_ip"):
+            state[f"ip_adapter.{2 * number + 1}.{part}.weight"] = torch.randn(size, generator=draw) / 8
+    return state
 
 
 class TestPublishedRun:
@@ -155,6 +174,24 @@ class TestFromDiffusers:
         loaded = EfficientMTPipeline.from_pretrained(tmp_path)
         loaded.set_progress_bar_config(disable=True)
         assert torch.equal(sample(loaded, short), sample(pipe, short))
+
+    def test_an_image_prompt_acts_beside_the_reference(self, fresh, short, tmp_path):
+        pipe, without = fresh, sample(fresh, short)
+        size = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 37}
+        vision = CLIPVisionConfig(**size, num_hidden_layers=2, num_attention_heads=4, projection_dim=16)
+        pipe.register_modules(
+            image_encoder=CLIPVisionModelWithProjection(vision).eval(),
+            feature_extractor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        )
+        save_file(ip_adapter_state(pipe.unet), tmp_path / "ip.safetensors")
+        pipe.load_ip_adapter(str(tmp_path), subfolder="", weight_name="ip.safetensors", image_encoder_folder=None)
+        red, blue = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
+        shown_red = sample(pipe, short, ip_adapter_image=red)
+        assert torch.equal(sample(pipe, short, ip_adapter_image=red), shown_red)
+        assert not torch.equal(sample(pipe, short, ip_adapter_image=blue), shown_red)
+        assert not torch.equal(sample(pipe, None, ip_adapter_image=red, num_frames=3, height=32, width=32), shown_red)
+        pipe.unload_ip_adapter()
+        assert torch.equal(sample(pipe, short), without)
 
     def test_without_a_reference_it_is_the_backbones_pipeline(self, pipe):
         stock = AnimateDiffPipeline(

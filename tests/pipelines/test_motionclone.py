@@ -16,7 +16,7 @@ from animatediff.jobs import read_jobs
 from animatediff.models.checkpoints import original_name
 from animatediff.models.sparsectrl import build_sparsectrl
 from animatediff.pipelines.loading import load_components, load_motionclone
-from animatediff.pipelines.motionclone import MotionCloneConfig, uneven_timesteps
+from animatediff.pipelines.motionclone import MotionCloneConfig, MotionClonePipeline, uneven_timesteps
 from animatediff.runs import InferenceConfig, check, reference_key
 from tests.goldens import fill
 
@@ -95,6 +95,14 @@ class TestTextToVideo:
         both = pipe(["a cat", "a dog"], generator=[seeded(1), seeded(2)], **options).frames
         assert torch.equal(both[:1], pipe("a cat", generator=seeded(1), **options).frames)
         assert torch.equal(both[1:], pipe("a dog", generator=seeded(2), **options).frames)
+
+    def test_save_and_load(self, pipe, reference, tmp_path):
+        pipe.save_pretrained(tmp_path)
+        loaded = MotionClonePipeline.from_pretrained(tmp_path)
+        loaded.set_progress_bar_config(disable=True)
+        assert loaded.settings == SETTINGS
+        made, again = (p("a cat", reference=reference, generator=seeded(), **SHORT).frames for p in (pipe, loaded))
+        assert torch.equal(made, again)
 
     def test_callback_and_decoded_frames(self, pipe, reference):
         seen = []
