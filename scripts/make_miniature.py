@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +42,7 @@ from animatediff.miniature.text import build_text_encoder, build_tokenizer, enco
 from animatediff.models import VideoUNet
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "training" / "miniature_base.yaml"
+Result = TypeVar("Result")
 STAGES = ("clips.npy", "vae", "frames", "latents.pt", "unet", "video")
 
 
@@ -63,8 +66,8 @@ class MiniatureConfig:
     latents: int = 2000
     vae: StageConfig = field(default_factory=lambda: StageConfig(650, 4, 2e-3))
     frames: StageConfig = field(default_factory=lambda: StageConfig(5000, 8, 2e-3))
-    motion: StageConfig = field(default_factory=lambda: StageConfig(1800, 2, 2e-3))
-    spatial_learning_rate: float = 1e-3  # of the spatial layers while the motion modules are trained
+    motion: StageConfig = field(default_factory=lambda: StageConfig(1200, 2, 2e-3))
+    spatial_learning_rate: float = 5e-4  # of the spatial layers while the motion modules are trained
 
 
 def main() -> int:
@@ -178,7 +181,7 @@ def _motion_stage(
     return VideoUNet.from_pretrained(work / "video")
 
 
-def _once(path: Path, make_it, read):  # noqa: ANN001, ANN202
+def _once(path: Path, make_it: Callable[[Path], None], read: Callable[[Path], Result]) -> Result:
     """`read(path)`, after `make_it(path)` in the first process where there is no such file yet."""
     if rank() == 0 and not path.exists():
         make_it(path)
