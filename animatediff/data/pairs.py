@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -111,11 +112,15 @@ class SyntheticClip:
         return fit_frames(self.clip(shape).frames(), shape.height, shape.width)
 
 
-def synthetic_groups(count: int, clips: int, seed: int, split: str = "train") -> list[Group]:
-    """`count` motions of the moving-shape world, each with `clips` different contents; all follow from `seed`."""
+def synthetic_groups(
+    count: int, clips: int, seed: int, split: str = "train", camera_share: float | None = None
+) -> list[Group]:
+    """`count` motions of the moving-shape world, each with `clips` different contents; all follow from `seed`.
+
+    camera_share: share of the motions that are the camera's; as they are drawn, a quarter, where None.
+    """
     groups = []
-    for number in range(count):
-        motion_seed = seed * 1_000_003 + number
+    for motion_seed in _motion_seeds(count, seed, split, camera_share):
         contents: dict[str, synthetic.Content] = {}
         draws = (synthetic.sample_content(motion_seed * 1009 + attempt, split) for attempt in range(64 * clips))
         for content in draws:
@@ -125,6 +130,22 @@ def synthetic_groups(count: int, clips: int, seed: int, split: str = "train") ->
         chosen = tuple(SyntheticClip(content, split, motion_seed) for content in contents.values())
         groups.append(Group(f"motion {motion_seed}", chosen))
     return groups
+
+
+def _motion_seeds(count: int, seed: int, split: str, camera_share: float | None) -> list[int]:
+    """The first seeds from seed * 1000003 on that make up `count` motions, `camera_share` of them the camera's."""
+    seeds = itertools.count(seed * 1_000_003)
+    if camera_share is None:
+        return list(itertools.islice(seeds, count))
+    wanted = {True: round(camera_share * count), False: count - round(camera_share * count)}
+    chosen: list[int] = []
+    while len(chosen) < count:
+        candidate = next(seeds)
+        kind = synthetic.sample_motion(candidate, split).moves_camera
+        if wanted[kind]:
+            wanted[kind] -= 1
+            chosen.append(candidate)
+    return chosen
 
 
 def folder_groups(root: str | Path) -> list[Group]:

@@ -36,6 +36,7 @@ class DataConfig:
     workers: int = 2  # processes that read clips
     synthetic_groups: int = 2000  # motions, each with ...
     synthetic_clips: int = 3  # ... this many contents
+    synthetic_camera_share: float | None = None  # of the motions; null: as they are drawn, a quarter
     synthetic_validation_groups: int = 32  # held-out motions with held-out contents
     synthetic_seed: int = 0
 
@@ -175,6 +176,7 @@ def _check_ranges(config: TrainingConfig) -> None:
         ("data.synthetic_groups", config.data.synthetic_groups, 1, None),
         ("data.synthetic_clips", config.data.synthetic_clips, 2, None),
         ("data.synthetic_validation_groups", config.data.synthetic_validation_groups, 0, None),
+        ("data.synthetic_camera_share", config.data.synthetic_camera_share or 0, 0, 1),
         ("validation.every", config.validation.every, 0, None),
         ("validation.pairs", config.validation.pairs, 0, None),
         ("validation.videos", config.validation.videos, 0, None),

@@ -127,7 +127,8 @@ def find_groups(config: TrainingConfig) -> tuple[list[Group], list[Group]]:
     if data.source == "synthetic":
         made = (data.synthetic_groups, data.synthetic_clips, data.synthetic_seed)
         held_out = (data.synthetic_validation_groups, 2, data.synthetic_seed + 1)
-        return synthetic_groups(*made), synthetic_groups(*held_out, split="heldout")
+        train = synthetic_groups(*made, camera_share=data.synthetic_camera_share)
+        return train, synthetic_groups(*held_out, split="heldout")
     assert data.root is not None  # checked with the configuration
     return split_groups(folder_groups(data.root), data.validation_share, config.seed)
 

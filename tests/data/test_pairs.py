@@ -148,6 +148,14 @@ def test_the_split_is_by_group_and_stable() -> None:
     assert [len(side) for side in split_groups(groups[:1], 0.5, seed=1)] == [1, 0]
 
 
+def test_the_camera_gets_its_share() -> None:
+    groups = synthetic_groups(12, clips=2, seed=3, camera_share=0.5)
+    moves = [group.clips[0].clip(SHAPE).motion.moves_camera for group in groups]
+    assert sum(moves) == 6
+    assert len({group.name for group in groups}) == 12
+    assert not any(g.clips[0].clip(SHAPE).motion.moves_camera for g in synthetic_groups(12, 2, 3, camera_share=0.0))
+
+
 def test_synthetic_groups_share_a_motion_and_differ_in_content() -> None:
     groups = synthetic_groups(3, clips=3, seed=5)
     assert groups == synthetic_groups(3, clips=3, seed=5)
