@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import transformers
 from tqdm import tqdm
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     methods = list(dict.fromkeys(item.method for item in items))
     if config.baseline not in (None, *methods):
         raise UserError(f"baseline is '{config.baseline}'; expected one of {', '.join(methods)}")
-    absent = missing_jobs([row for _, row in read_jsonl(config.jobs)], items) if config.jobs else []
+    absent = unanswered([row for _, row in read_jsonl(config.jobs)], items) if config.jobs else []
     tools = load_tools(config)
     for reason in dict.fromkeys(tools.reasons.values()):
         print(f"note: {reason}; those columns stay empty", file=sys.stderr)
@@ -86,6 +87,16 @@ def collect(paths: Sequence[str], labels: Sequence[str] | None) -> list[Item]:
     return [item for path, name in zip(paths, names, strict=True) for item in find_items(path, name)]
 
 
+def unanswered(jobs: Sequence[dict[str, Any]], items: Sequence[Item]) -> list[str]:
+    """The jobs that a method has no output for, one line each, method by method."""
+    by_method: dict[str, list[Item]] = {}
+    for item in items:
+        by_method.setdefault(item.method, []).append(item)
+    return [
+        f"{method}: no output for the job {job}" for method, own in by_method.items() for job in missing_jobs(jobs, own)
+    ]
+
+
 def write_jobs(frames: str | None, prompts: str | None, path: str) -> int:
     """Write a benchmark's jobs for inference.py --jobs."""
     if not frames or not prompts:
@@ -100,8 +111,8 @@ def write_jobs(frames: str | None, prompts: str | None, path: str) -> int:
 def tell(rows: Sequence[Row], absent: Sequence[str], out: Path) -> int:
     """Say where the results are and what went wrong; the exit status."""
     problems = problem_lines(rows)
-    for job in absent:
-        print(f"no output for the job {job}", file=sys.stderr)
+    for line in absent:
+        print(line, file=sys.stderr)
     for line in problems:
         print(f"problem: {line}", file=sys.stderr)
     failed = sum(bool(row.problems) for row in rows)

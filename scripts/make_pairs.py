@@ -125,7 +125,8 @@ def make_synthetic(config: PairsConfig, out: Path) -> int:
     rows = []
     for number, group in enumerate(tqdm(groups, unit="group", desc="rendering")):
         for place, clip in enumerate(group.clips):
-            path = out / "pairs" / f"{number:05d}" / f"{place}-{clip.content_hash[:12]}-{config.synthetic_size}.mp4"
+            size = f"{config.synthetic_frames}x{config.synthetic_size}"
+            path = out / "pairs" / f"{number:05d}" / f"{place}-{clip.content_hash[:12]}-{size}.mp4"
             if not path.is_file():
                 save_even(path, clip.clip(shape).frames(), 8)
             rows.append({"path": path.relative_to(out).as_posix(), "group": f"{number:05d}", "caption": clip.caption})
@@ -138,8 +139,12 @@ def make_synthetic(config: PairsConfig, out: Path) -> int:
 def score(
     jobs: Sequence[Job], tools: Tools, config: PairsConfig, out: Path, state: PartialState
 ) -> dict[str, dict[str, float | None]]:
-    """Scores of every finished candidate by the name of its video; each is measured once and kept in `out`/scores."""
-    settings = json.dumps(asdict(config.evaluation), sort_keys=True)
+    """Scores of every finished candidate by the name of its video, null where one cannot be had.
+
+    Each is measured once and kept in `out`/scores, unless something went wrong; columns that could not be had at all
+    are tried again once they can.
+    """
+    settings = json.dumps([asdict(config.evaluation), tools.reasons], sort_keys=True)
     outputs = {job.output.resolve() for job in jobs if job.output.is_file()}
     items = find_items(out / "candidates", "candidates") if outputs else []
     mine = [item for item in items if item.output.resolve() in outputs][state.process_index :: state.num_processes]
@@ -147,12 +152,16 @@ def score(
     for item in tqdm(mine, unit="video", desc="measuring", disable=not state.is_main_process):
         key = hashlib.sha256(f"{settings} {item.record.get('fingerprint')}".encode()).hexdigest()
         path = out / "scores" / f"{key}.json"
-        if not path.is_file():
+        if path.is_file():
+            values = read_json(path)
+        else:
             row = evaluate_item(item, tools)
+            values = {key: None if math.isnan(value) else value for key, value in row.values.items()}
             if row.problems:
                 print(f"problem: {item.name}: {'; '.join(row.problems)}", file=sys.stderr)
-            write_json(path, {k: None if math.isnan(v) else v for k, v in row.values.items()})
-        found.append((str(item.output.resolve()), read_json(path)))
+            else:
+                write_json(path, values)
+        found.append((str(item.output.resolve()), values))
     return dict(gather_object(found))
 
 
@@ -178,9 +187,8 @@ def select(
     references = {}
     for source in sources:
         if source.problem is None:
-            path = out / "references" / f"{source.group}.mp4"
-            if not path.is_file():
-                save_even(path, reference_frames(source, made_with), made_with.fps)
+            path = out / "references" / f"{source.group}.mp4"  # anew: the frames that these candidates belong to
+            save_even(path, reference_frames(source, made_with), made_with.fps)
             references[source.group] = path, source.caption
     write_scores(out / SCORES, candidates)
     shown = [column for column in tools.columns if column.key not in ("seconds", "peak_memory")]

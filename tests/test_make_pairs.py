@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from animatediff.data.pairs import ClipShape, folder_groups
 from animatediff.data.synthetic import Clip, Content, sample_motion
 from animatediff.data.video import read_frames
 from animatediff.errors import UserError
+from animatediff.evaluation.evaluate import evaluate_item, load_tools
 from animatediff.evaluation.measures import Column
 from animatediff.factory.measures import colour_consistency_per_step, words_shown
 from animatediff.factory.selection import Candidate, check_thresholds, distribution, judge
@@ -142,6 +144,41 @@ class TestFactory:
         assert made == first
         assert len(first) == 4
 
+    def test_what_could_not_be_measured_is_tried_again(self, command, made, monkeypatch):
+        measured = []
+
+        def flawed(item, tools):
+            row = evaluate_item(item, tools)
+            if not measured:
+                row.problems.append("its reference is missing")
+            measured.append(item.name)
+            return row
+
+        monkeypatch.setattr(make_pairs, "evaluate_item", flawed)
+        command()
+        assert len(measured) == 4
+        command()
+        assert measured[4:] == measured[:1], "a failure is not kept, the rest is"
+
+        def with_clip(config):
+            tools = load_tools(config)
+            tools.measures[0] = replace(tools.measures[0], reason=None)
+            return tools
+
+        monkeypatch.setattr(make_pairs, "load_tools", with_clip)
+        command()
+        assert sorted(measured[5:]) == sorted(measured[:4]), "a column has become available"
+
+    def test_references_follow_the_settings(self, command, made, tmp_path):
+        command()
+        reference = tmp_path / "out" / "references" / "clip-1.mp4"
+        assert len(read_frames(reference, None).frames) == 8
+        before = reference.stat().st_mtime_ns
+        command("inference.num_frames=4", "inference.duration=0.5")
+        assert len(read_frames(reference, None).frames) == 4
+        assert reference.stat().st_mtime_ns != before
+        assert [path.name for path in reference.parent.iterdir() if path.name.startswith(".")] == []
+
     def test_nothing_left(self, command, made, tmp_path):
         command()
         with pytest.raises(UserError, match=r"none of 4 candidates is kept .*words_shown .* against 2;") as caught:
@@ -183,6 +220,9 @@ class TestFactory:
         times = {path: path.stat().st_mtime_ns for path in (tmp_path / "pairs").rglob("*.mp4")}
         make_pairs.main(command)
         assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "pairs").rglob("*.mp4")}
+        make_pairs.main([*command, "synthetic_frames=5"])
+        again = [clip for group in folder_groups(tmp_path / "pairs") for clip in group.clips]
+        assert [len(read_frames(clip.path, None).frames) for clip in again] == [5] * 6
 
 
 class TestRefusals:

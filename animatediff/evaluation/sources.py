@@ -250,7 +250,10 @@ def benchmark_jobs(frames: str | Path, prompts: str | Path) -> list[dict[str, st
 
 
 def missing_jobs(jobs: Sequence[dict[str, Any]], items: Sequence[Item]) -> list[str]:
-    """Those of a benchmark's jobs that no item has: "reference: prompt". References are compared by their names."""
+    """Those of a benchmark's jobs that none of one method's items has: "reference: prompt".
+
+    References are compared by their names.
+    """
 
     def key(reference: str, prompt: str) -> tuple[str, str]:
         return Path(reference).stem, one_line(prompt)

@@ -172,8 +172,19 @@ def test_jobs_that_no_output_answers_are_named(outputs, tmp_path, capsys):
     status, _ = run(tmp_path / "out", outputs / "same", "clip=none", f"jobs={tmp_path / 'jobs.jsonl'}")
     told = capsys.readouterr().err
     assert status == 1
-    assert "no output for the job orbit.mp4: a red star" in told
+    assert "same: no output for the job orbit.mp4: a red star\n" in told
     assert "line.mp4" not in told
+
+
+def test_a_method_does_not_answer_for_another(outputs, tmp_path, capsys):
+    jobs = [json.loads((outputs / "same" / family / "made-7.json").read_text()) for family in FAMILIES]
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    shutil.rmtree(outputs / "reversed" / "pan")
+    both = outputs / "same", outputs / "reversed"
+    status, _ = run(tmp_path / "out", *both, "clip=none", f"jobs={tmp_path / 'jobs.jsonl'}")
+    told = [line for line in capsys.readouterr().err.splitlines() if "no output" in line]
+    assert status == 1
+    assert told == [f"reversed: no output for the job pan.mp4: {jobs[-1]['prompt']}"]
 
 
 def test_only_the_first_jobs_are_pictured(outputs, tmp_path):
