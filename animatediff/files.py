@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,7 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from animatediff.errors import UserError, describe_os_error
+from safetensors import SafetensorError
+
+from animatediff.errors import UserError, describe_os_error, one_line
 
 
 @contextmanager
@@ -35,16 +38,85 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             part.unlink()
 
 
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a new temporary folder beside `folder`; on success, synced to disk, it takes the place of `folder`.
+
+    Leaving the block through an exception removes it and leaves `folder` as it was. Parent folders are made. An
+    OSError, or what torch and safetensors raise in its stead, becomes a UserError that names `folder`. A kill while
+    the two folders change places leaves the old one aside, where `remove_stale_parts` finds it.
+    """
+    folder = Path(folder)
+    part = folder.with_name(f".part-{os.getpid()}-{folder.name}")
+    aside = folder.with_name(f".old-{os.getpid()}-{folder.name}")
+    try:
+        _recover(aside, folder)
+        shutil.rmtree(part, ignore_errors=True)  # a killed process had this one's number
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        part.mkdir(parents=True)
+        yield part
+        for path in part.rglob("*"):
+            if path.is_file():
+                with open(path, "rb") as written:
+                    os.fsync(written.fileno())
+        _take_place(part, folder, aside)
+    except OSError as error:
+        raise describe_os_error(error, f"writing {folder}") from error
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"writing {folder} failed: {one_line(error)[:160]}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def remove_stale_parts(folder: str | Path) -> None:
-    """Delete temporary files and folders that killed processes left in `folder` (their process no longer runs)."""
-    for part in Path(folder).glob(".part-*"):
-        pid = part.name.split("-")[1]
-        if not pid.isdigit() or _alive(int(pid)):
-            continue
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
+    """Clear up in `folder` after killed processes, those that no longer run.
+
+    Their temporary files and folders are deleted; a folder that one was about to replace is put back.
+    """
+    folder = Path(folder)
+    for part in folder.glob(".part-*"):
+        if _is_stale(part):
+            _remove(part)
+    for aside in folder.glob(".old-*-*"):
+        if _is_stale(aside):
+            _recover(aside, folder / aside.name.split("-", 2)[2])
+
+
+def _take_place(new: Path, folder: Path, aside: Path) -> None:
+    """Move `new` to `folder`; a `folder` already there goes `aside` and is deleted once the new one is in place."""
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    os.replace(folder, aside)
+    try:
+        os.replace(new, folder)
+    except BaseException:
+        os.replace(aside, folder)
+        raise
+    _remove(aside)
+
+
+def _recover(aside: Path, folder: Path) -> None:
+    """Put back a folder that went `aside` and whose successor never came; delete it where one did."""
+    with suppress(OSError):  # another process was quicker, or there is none
+        if folder.exists():
+            _remove(aside)
         else:
-            part.unlink(missing_ok=True)
+            os.replace(aside, folder)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_stale(path: Path) -> bool:
+    """Whether the process whose number stands in the name (.part-<number>-...) is gone."""
+    pid = path.name.split("-")[1]
+    return pid.isdigit() and not _alive(int(pid))
 
 
 def _alive(pid: int) -> bool:

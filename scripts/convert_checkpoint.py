@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from animatediff.config import load_config
 from animatediff.console import run_command
-from animatediff.errors import UserError, describe_os_error
-from animatediff.files import atomic_path
+from animatediff.errors import UserError
+from animatediff.files import atomic_folder, atomic_path
 from animatediff.models.adapter import Adapter
 from animatediff.models.checkpoints import (
     StateDict,
@@ -68,14 +66,8 @@ def read_published(path: Path, config: str | None) -> Adapter:
 
 def write_folder(adapter: Adapter, folder: Path) -> None:
     """Write config.json and safetensors, the whole folder or nothing."""
-    part = folder.with_name(f".part-{os.getpid()}-{folder.name}")
-    try:
+    with atomic_folder(folder) as part:
         adapter.save_pretrained(part)
-        os.replace(part, folder)
-    except OSError as error:
-        raise describe_os_error(error, f"writing {folder}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_published(adapter: Adapter, path: Path) -> None:

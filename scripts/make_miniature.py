@@ -21,10 +21,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -33,7 +33,7 @@ from animatediff.console import run_command
 from animatediff.data.synthetic import make_clip, sample_content
 from animatediff.errors import UserError
 from animatediff.evaluation.miniature import bundled_jobs, write_jobs
-from animatediff.files import atomic_path
+from animatediff.files import atomic_folder, atomic_path, remove_stale_parts
 from animatediff.miniature.autoencoder import build_vae, encode_mean, scale_latents, train_vae
 from animatediff.miniature.base import build_image_unet, subject_importance, to_video_unet, train_clips, train_frames
 from animatediff.miniature.export import export_base
@@ -43,7 +43,7 @@ from animatediff.models import VideoUNet
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "training" / "miniature_base.yaml"
 Result = TypeVar("Result")
-STAGES = ("clips.npy", "vae", "frames", "latents.pt", "unet", "video")
+STAGES = ("clips.npy", "vae", "latents.pt", "text_encoder", "unet", "video")
 
 
 @dataclass
@@ -100,6 +100,8 @@ def main() -> int:
 def make(config: MiniatureConfig) -> None:
     """All stages in turn; each leaves its result in `config.work` and is skipped where that is already there."""
     work = Path(config.work)
+    if rank() == 0:
+        remove_stale_parts(work)
     clips = _once(
         work / "clips.npy", lambda path: _render(path, config.clips), lambda path: np.load(path, mmap_mode="r")
     )
@@ -131,7 +133,7 @@ def _vae_stage(config: MiniatureConfig, work: Path, clips: NDArray[np.uint8]) ->
         train_vae(vae, clips, centres, stage.steps, stage.batch, stage.learning_rate, checkpoint, config.seed)
         if rank() == 0:
             scale_latents(vae, clips[:60])
-            vae.save_pretrained(work / "vae")
+            _save(vae, work / "vae")
         _wait()
     return AutoencoderKL.from_pretrained(work / "vae").eval()
 
@@ -153,8 +155,8 @@ def _frames_stage(
             unet, encoder, latents, tokens, empty, importance, centres, *sizes, work / "frames.pt", config.seed + 1
         )
         if rank() == 0:
-            encoder.save_pretrained(work / "text_encoder")
-            unet.save_pretrained(work / "unet")
+            _save(encoder, work / "text_encoder")
+            _save(unet, work / "unet")  # last: the stage is done where it is there
         _wait()
     unet = UNet2DConditionModel.from_pretrained(work / "unet")
     return unet, CLIPTextModel.from_pretrained(work / "text_encoder").eval()
@@ -176,7 +178,7 @@ def _motion_stage(
         sizes = (stage.steps, stage.batch, stage.learning_rate, config.spatial_learning_rate)
         train_clips(video, latents, text, empty, importance, *sizes, work / "clips.pt", config.seed + 2)
         if rank() == 0:
-            video.save_pretrained(work / "video")
+            _save(video, work / "video")
         _wait()
     return VideoUNet.from_pretrained(work / "video")
 
@@ -187,6 +189,11 @@ def _once(path: Path, make_it: Callable[[Path], None], read: Callable[[Path], Re
         make_it(path)
     _wait()
     return read(path)
+
+
+def _save(model: ModelMixin | PreTrainedModel, folder: Path) -> None:
+    with atomic_folder(folder) as part:
+        model.save_pretrained(part)
 
 
 def _render(path: Path, count: int) -> None:

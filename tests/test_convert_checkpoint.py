@@ -13,6 +13,7 @@ from animatediff.errors import UserError
 from animatediff.models.adapter import Adapter
 from animatediff.models.checkpoints import read_state_dict
 from animatediff.pipelines.loading import Weights, load_adapter, load_components
+from tests.disk import small_disk  # noqa: F401
 
 SITE = "up_blocks.1.motion_modules.0.transformer_blocks.0"
 
@@ -80,6 +81,14 @@ def test_more_than_the_adapter_needs_its_backbone(convert, published, tmp_path: 
     ):
         convert(tmp_path / "more.ckpt", tmp_path / "adapter")
     assert [p.name for p in tmp_path.iterdir()] == ["more.ckpt"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(convert, published, tmp_path: Path, request):
+    path, _ = published
+    request.getfixturevalue("small_disk")
+    with pytest.raises(UserError, match="writing .*adapter failed: "):
+        convert(path, tmp_path / "adapter")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_refusals(convert, published, tiny_weights: Weights, tmp_path: Path):

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from animatediff.errors import UserError
-from animatediff.files import atomic_path, read_json, read_jsonl, remove_stale_parts, write_json
+from animatediff.files import atomic_folder, atomic_path, read_json, read_jsonl, remove_stale_parts, write_json
 
 
 def write_then(path: Path, error: BaseException) -> None:
@@ -72,6 +73,98 @@ def test_only_parts_of_processes_that_are_gone_are_removed(tmp_path: Path):
     remove_stale_parts(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
     remove_stale_parts(tmp_path / "no such folder")
+
+
+def write_folder_then(folder: Path, error: BaseException) -> None:
+    """Write half of a folder, and fail."""
+    with atomic_folder(folder) as part:
+        (part / "a.txt").write_text("half")
+        raise error
+
+
+def folder_of(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "a.txt").write_text(text)
+    return folder
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path):
+    folder = tmp_path / "new" / "adapter"
+    for text in ("first", "second"):
+        with atomic_folder(folder) as part:
+            (part / "a.txt").write_text(text)
+            (part / f"{text}.txt").write_text(text)
+        assert (folder / "a.txt").read_text() == text
+    assert sorted(os.listdir(folder)) == ["a.txt", "second.txt"]
+    assert os.listdir(folder.parent) == ["adapter"]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "words"),
+    [
+        (OSError(errno.ENOSPC, "full"), UserError, "writing .*adapter failed: No space left on device"),
+        (SafetensorError("I/O\nerror"), UserError, "writing .*adapter failed: I/O error"),
+        (RuntimeError("unexpected pos"), UserError, "writing .*adapter failed: unexpected pos"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
+def test_an_exception_leaves_the_old_folder(
+    tmp_path: Path, error: BaseException, raised: type[BaseException], words: str | None
+):
+    folder = folder_of(tmp_path / "adapter", "old")
+    with pytest.raises(raised, match=words):
+        write_folder_then(folder, error)
+    assert (folder / "a.txt").read_text() == "old"
+    assert os.listdir(tmp_path) == ["adapter"]
+
+
+def test_an_interruption_while_folders_change_places_puts_the_old_one_back(tmp_path: Path, monkeypatch):
+    folder = folder_of(tmp_path / "adapter", "old")
+
+    def interrupt(source, target, original=os.replace):
+        if Path(source).name.startswith(".part-"):
+            raise KeyboardInterrupt
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(folder):
+        pass
+    assert (folder / "a.txt").read_text() == "old"
+    assert os.listdir(tmp_path) == ["adapter"]
+
+
+def test_a_file_is_no_folder_to_replace(tmp_path: Path):
+    (tmp_path / "adapter").write_text("mine")
+    with (
+        pytest.raises(UserError, match="writing .*adapter failed: Not a directory"),
+        atomic_folder(tmp_path / "adapter"),
+    ):
+        pass
+    assert (tmp_path / "adapter").read_text() == "mine"
+
+
+def test_leftovers_under_ones_own_number_do_not_matter(tmp_path: Path):
+    folder_of(tmp_path / f".part-{os.getpid()}-adapter", "half")
+    folder_of(tmp_path / f".old-{os.getpid()}-adapter", "old")
+    with atomic_folder(tmp_path / "adapter") as part:
+        assert list(part.iterdir()) == []
+        assert (tmp_path / "adapter" / "a.txt").read_text() == "old"
+        (part / "a.txt").write_text("new")
+    assert (tmp_path / "adapter" / "a.txt").read_text() == "new"
+    assert os.listdir(tmp_path) == ["adapter"]
+
+
+def test_a_kill_while_folders_change_places_loses_neither(tmp_path: Path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    folder_of(tmp_path / f".old-{gone.pid}-adapter-1", "the only one")
+    folder_of(tmp_path / f".old-{gone.pid}-other", "replaced already")
+    folder_of(tmp_path / "other", "new")
+    folder_of(tmp_path / f".old-{os.getpid()}-third", "in use")
+    remove_stale_parts(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [f".old-{os.getpid()}-third", "adapter-1", "other"]
+    assert (tmp_path / "adapter-1" / "a.txt").read_text() == "the only one"
+    assert (tmp_path / "other" / "a.txt").read_text() == "new"
 
 
 def test_json_keeps_every_character(tmp_path: Path):

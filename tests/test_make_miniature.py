@@ -51,6 +51,20 @@ def test_a_small_run_gives_what_the_loader_takes_and_repeating_it_changes_nothin
         assert torch.equal(value.half(), trained.get_parameter(name).half())
 
 
+def test_a_stage_that_is_interrupted_while_it_is_written_is_not_done(script, tmp_path, monkeypatch, capsys):
+    class Interrupted:
+        def save_pretrained(self, folder):
+            (folder / "config.json").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        script._save(Interrupted(), tmp_path / "vae")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("sys.argv", ["make_miniature.py", "--dry-run", f"work={tmp_path}"])
+    assert script.main() == 0
+    assert capsys.readouterr().out.count("to do") == len(script.STAGES) == 6
+
+
 def test_more_latents_than_clips_are_refused(script, monkeypatch):
     monkeypatch.setattr("sys.argv", ["make_miniature.py", "clips=2", "latents=3"])
     with pytest.raises(UserError, match="latents is 3"):

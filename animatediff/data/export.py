@@ -7,9 +7,7 @@ cannot be written is a UserError.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import shutil
 import unicodedata
 from fractions import Fraction
 from itertools import pairwise
@@ -20,8 +18,8 @@ import numpy as np
 from av.video.reformatter import Colorspace, Interpolation
 from PIL import Image
 
-from animatediff.errors import UserError, describe_os_error
-from animatediff.files import atomic_path
+from animatediff.errors import UserError
+from animatediff.files import atomic_folder, atomic_path
 
 _BT709 = 1  # the number of BT.709 in H.264's tables of primaries, transfer and matrix
 _LIMITED = 1
@@ -80,18 +78,11 @@ def save_gif(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
 def save_frames(folder: str | Path, frames: np.ndarray) -> None:
     """Write `folder`/00000.png, 00001.png, ...; a folder of such frames is replaced, any other is refused."""
     frames, folder = _checked(frames), Path(folder)
-    part = folder.with_name(f".part-{os.getpid()}-{folder.name}")
     if folder.exists() and not _holds_only_frames(folder):
         raise UserError(f"{folder} holds other files than frames, so it is not replaced; move it or choose another")
-    try:
-        part.mkdir(parents=True)
+    with atomic_folder(folder) as part:
         for i, rgb in enumerate(frames):
             Image.fromarray(rgb).save(part / f"{i:05d}.png")
-        _take_place(part, folder)
-    except OSError as error:
-        raise describe_os_error(error, f"writing {folder}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def side_by_side(reference: np.ndarray, output: np.ndarray) -> np.ndarray:
@@ -138,21 +129,6 @@ def _rate(fps: float) -> Fraction:
     if not 0.01 <= fps <= 1000:
         raise UserError(f"fps is {fps}, expected 0.01 to 1000")
     return Fraction(fps).limit_denominator(1001)
-
-
-def _take_place(new: Path, folder: Path) -> None:
-    """Move `new` to `folder`; a `folder` already there goes only once the new one is in place."""
-    old = folder.with_name(f".part-{os.getpid()}-old-{folder.name}")
-    if not folder.exists():
-        os.replace(new, folder)
-        return
-    os.replace(folder, old)
-    try:
-        os.replace(new, folder)
-    except OSError:
-        os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _holds_only_frames(folder: Path) -> bool:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
-from safetensors import SafetensorError
 
-from animatediff.errors import UserError, describe_os_error, one_line
-from animatediff.files import remove_stale_parts
+from animatediff.errors import UserError, one_line
+from animatediff.files import atomic_folder, remove_stale_parts
 from animatediff.models.adapter import Adapter
 from animatediff.training.optimizer import averaged
 
@@ -104,40 +100,14 @@ def find_checkpoint(output: str | Path, resume: str) -> Path | None:
 
     UserError where `never` meets checkpoints of an earlier run, which new ones would displace.
     """
-    remove_stale_parts(Path(output) / "checkpoints")
+    for folder in (Path(output), Path(output) / "checkpoints"):
+        remove_stale_parts(folder)
     existing = list_checkpoints(output)
     if resume == "never" and existing:
         raise UserError(f"{existing[-1]} is there already; choose another output, or resume=latest to go on from it")
     if resume in ("latest", "never"):
         return existing[-1] if existing else None
     return Path(resume)
-
-
-@contextmanager
-def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a new temporary folder beside `folder`; on success, synced to disk, it takes the place of `folder`.
-
-    Leaving the block through an exception removes it and leaves `folder` as it was. An OSError, or what torch and
-    safetensors raise in its stead, becomes a UserError.
-    """
-    folder = Path(folder)
-    part = folder.with_name(f".part-{os.getpid()}-{folder.name}")
-    try:
-        part.mkdir(parents=True)
-        yield part
-        for path in part.rglob("*"):
-            if path.is_file():
-                with open(path, "rb") as written:
-                    os.fsync(written.fileno())
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(part, folder)
-    except OSError as error:
-        raise describe_os_error(error, f"writing {folder}") from error
-    except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"writing {folder} failed: {one_line(error)[:160]}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:

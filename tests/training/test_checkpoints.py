@@ -120,8 +120,11 @@ def test_a_kill_while_writing_leaves_the_last_whole_checkpoint(tmp_path: Path) -
     half = folder.with_name(f".part-{dead}-step-00000002")
     half.mkdir()
     (half / "state.pt").write_bytes(b"half")
+    final = tmp_path / f".part-{dead}-adapter"
+    final.mkdir()
     assert find_checkpoint(tmp_path, "latest") == folder
     assert not half.exists()
+    assert not final.exists()
 
 
 @pytest.mark.parametrize(
