@@ -41,7 +41,7 @@ from animatediff.models.adapter import Reference
 from animatediff.pipelines.efficientmt import EfficientMTPipeline
 from animatediff.pipelines.loading import load_motionclone, load_pipeline, weight_files
 from animatediff.pipelines.motionclone import MotionClonePipeline, MotionReference
-from animatediff.runs import InferenceConfig, locate, missing_weights, reference_key, reference_seed
+from animatediff.runs import InferenceConfig, locate, missing_weights, reference_key, reference_seed, resolved_dtype
 
 resource: ModuleType | None
 try:
@@ -50,9 +50,7 @@ except ImportError:  # Windows
     resource = None
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-LESS_MEMORY = (
-    "offload=model (or sequential), vae_slicing=true, dtype=fp16, a smaller height and width, or fewer num_frames"
-)
+LESS_MEMORY = "offload=model (or sequential), dtype=bf16, a smaller height and width, or fewer num_frames"
 UNTRAINED = "UNTRAINED: the adapter has random weights, so no motion is transferred"
 WAIT = timedelta(days=30)  # how long a process whose jobs are done waits for the others
 
@@ -85,10 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settled = [job for job in jobs if job.status != TO_DO]
     todo = share([job for job in jobs if job.status == TO_DO], state.process_index, state.num_processes)
     ended = settled + gather_object(run(config, todo, keep_going=bool(options.jobs)))
-    if options.jobs and state.is_main_process:
-        print(table(ended))
-    elif ended[0].status == ALREADY_DONE:
-        print(f"already done: {ended[0].output}; overwrite=true makes it again")
+    if state.is_main_process:
+        if options.jobs:
+            print(table(ended))
+        elif ended[0].status == ALREADY_DONE:
+            print(f"already done: {ended[0].output}; overwrite=true makes it again")
     return 1 if any(job.status == FAILED for job in ended) else 0
 
 
@@ -126,7 +125,7 @@ def run(config: InferenceConfig, jobs: Sequence[Job], keep_going: bool) -> list[
 def load(config: InferenceConfig, quiet: bool = False) -> tuple[Pipeline, bool]:
     """The pipeline of `config`, placed on its device; and whether its adapter is trained."""
     device = _device(config.device)
-    dtype = DTYPES["fp16" if device.type == "cuda" else "fp32"] if config.dtype == "auto" else DTYPES[config.dtype]
+    dtype = DTYPES[resolved_dtype(config)]
     if device.type == "cpu" and dtype == torch.float16:
         raise UserError("dtype is fp16, which the CPU cannot sample in; use dtype=fp32 or dtype=bf16")
     missing = missing_weights(config)

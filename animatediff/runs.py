@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+import torch
+
 from animatediff.config import nearest, to_dict
 from animatediff.data.video import FITS
 from animatediff.errors import UserError, describe_os_error
@@ -95,7 +97,8 @@ WEIGHT_PATHS = (
     "sparsectrl_path",
     "domain_adapter_path",
 )
-# What changes neither the pixels nor, standing for a file, says more than the file's content.
+# What changes neither the pixels (a device does by its dtype alone, see `resolved_dtype`) nor, standing for a file,
+# says more than the file's content.
 NOT_THE_RESULT = {
     "ref_video_path",
     "condition_image_paths",
@@ -189,13 +192,19 @@ def _check_motionclone(config: InferenceConfig) -> None:
         if not config.use_reference:
             raise UserError("use_reference is false, which MotionClone has no use for; choose method=efficientmt")
         settings = config.motionclone
-        check_steps(config.num_inference_steps, settings.guidance_steps, settings.guided_share)
+        names = ("motionclone.guidance_steps", "motionclone.guided_share")
+        check_steps(config.num_inference_steps, settings.guidance_steps, settings.guided_share, names)
         if config.scheduler != "ddim":
             raise UserError(
                 f"scheduler is '{config.scheduler}', but MotionClone has timesteps of its own; leave it ddim"
             )
         if not 1 <= settings.k <= config.num_frames:
             raise UserError(f"motionclone.k is {settings.k}, expected 1 to num_frames, {config.num_frames}")
+    elif config.domain_adapter_path:
+        raise UserError(
+            f"domain_adapter_path is {config.domain_adapter_path}, which only method=motionclone merges, not "
+            f"{config.method}; leave it out"
+        )
     if not config.sparsectrl_path:
         if config.condition_image_paths:
             raise UserError("condition_image_paths is given without sparsectrl_path, the weights that read the images")
@@ -240,6 +249,7 @@ def fingerprint(config: InferenceConfig, sha256: Callable[[Path], str] = content
     Small files count by content (`sha256`), the base model, motion module and DreamBooth by place, name and size.
     """
     settings = {key: value for key, value in to_dict(config).items() if key not in NOT_THE_RESULT}
+    settings["dtype"] = resolved_dtype(config)
     settings |= {key: _portable(settings[key]) for key in WEIGHT_PATHS}
     settings["lora_paths"] = [sha256(Path(path)) for path in config.lora_paths]
     sizes = {name: path.stat().st_size for name, path in weight_files(config).items() if path.is_file()}
@@ -247,6 +257,14 @@ def fingerprint(config: InferenceConfig, sha256: Callable[[Path], str] = content
     conditions = [sha256(Path(path)) for path in config.condition_image_paths]
     everything = [settings, sizes, adapter, sha256(Path(config.ref_video_path)), conditions]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
+def resolved_dtype(config: InferenceConfig) -> str:
+    """fp32, fp16 or bf16; auto is fp16 on CUDA, fp32 elsewhere."""
+    if config.dtype != "auto":
+        return config.dtype
+    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    return "fp16" if cuda else "fp32"
 
 
 def _portable(path: str) -> str:

@@ -362,9 +362,8 @@ def test_out_of_memory_names_the_keys_that_lower_it(command: Command, monkeypatc
         raise error
 
     monkeypatch.setattr(efficientmt.EfficientMTPipeline, "__call__", fail)
-    refused(
-        command, "out of memory at 2 frames of 32x32; lower it with offload=model (or sequential), vae_slicing=true"
-    )
+    keys = "offload=model (or sequential), dtype=bf16, a smaller height and width, or fewer num_frames"
+    refused(command, f"out of memory at 2 frames of 32x32; lower it with {keys}")
 
 
 def refused(command: Command, message: str, *arguments: str, **named) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from animatediff.config import load_config
 from animatediff.published import PUBLISHED, markdown_table
@@ -21,13 +22,19 @@ def config(small_config: Path, clip: Path) -> InferenceConfig:
     return load_config(InferenceConfig, small_config, [f"ref_video_path={clip}", "prompt=a fox"])
 
 
+@pytest.fixture(autouse=True)
+def _without_cuda(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 def test_the_fingerprint_is_of_what_decides_the_pixels(config: InferenceConfig, tmp_path: Path):
     moved = tmp_path / "moved.mp4"
     shutil.copy(config.ref_video_path, moved)
     same = [
         {"output_dir": "x"},
         {"gif": True},
-        {"device": "cuda"},
+        {"device": "auto"},
+        {"dtype": "fp32"},
         {"offload": "model"},
         {"ref_video_path": str(moved)},
     ]
@@ -36,6 +43,9 @@ def test_the_fingerprint_is_of_what_decides_the_pixels(config: InferenceConfig, 
     different = [{"prompt": "b"}, {"seed": 1}, {"num_inference_steps": 3}, {"dtype": "bf16"}, {"ckpt_path": ""}]
     prints = {fingerprint(replace(config, **change)) for change in different} | {fingerprint(config)}
     assert len(prints) == len(different) + 1
+    on_cuda = replace(config, device="cuda")
+    assert fingerprint(on_cuda) == fingerprint(replace(config, dtype="fp16")) != fingerprint(config)
+    assert fingerprint(replace(on_cuda, dtype="bf16")) == fingerprint(replace(config, dtype="bf16"))
     before = fingerprint(replace(config, ref_video_path=str(moved)))
     moved.write_bytes(moved.read_bytes() + b"x")
     assert fingerprint(replace(config, ref_video_path=str(moved))) != before

@@ -28,8 +28,8 @@ class VideoPipeline(AnimateDiffPipeline):
 
     @property
     def size_multiple(self) -> int:
-        """What height and width in pixels must be multiples of: the VAE's scale, and 8, which diffusers asks for."""
-        return math.lcm(8, self.vae_scale_factor)
+        """What height and width in pixels must be multiples of."""
+        return size_multiple(self.vae_scale_factor)
 
     @torch.no_grad()
     def encode_video(
@@ -42,6 +42,11 @@ class VideoPipeline(AnimateDiffPipeline):
             for frames in video.split(chunk_size)
         ]
         return rearrange(torch.cat(samples), "f c h w -> 1 c f h w") * self.vae.config.scaling_factor
+
+
+def size_multiple(vae_scale: int) -> int:
+    """What height and width in pixels must be multiples of: the VAE's scale, and 8, which diffusers asks for."""
+    return math.lcm(8, vae_scale)
 
 
 def check_frames(num_frames: int) -> None:

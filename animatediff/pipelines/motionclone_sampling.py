@@ -51,17 +51,23 @@ def uneven_timesteps(num_inference_steps: int, guidance_steps: int, guidance_sca
     return [int(t) for t in (*guided, *plain)]
 
 
-def check_steps(num_inference_steps: int, guidance_steps: int, guidance_scale: float) -> None:
-    """UserError unless the three make a schedule."""
+def check_steps(
+    num_inference_steps: int,
+    guidance_steps: int,
+    guidance_scale: float,
+    names: tuple[str, str] = ("guidance_steps", "guidance_scale"),
+) -> None:
+    """UserError unless the three make a schedule; `names`: what the caller's user knows the last two as."""
+    steps_name, share_name = names
     if not 1 <= num_inference_steps <= TRAIN_STEPS:
         raise UserError(f"num_inference_steps is {num_inference_steps}, expected 1 to {TRAIN_STEPS}")
     if not 0 <= guidance_steps <= num_inference_steps:
-        raise UserError(f"guidance_steps is {guidance_steps}, expected 0 to num_inference_steps, {num_inference_steps}")
+        raise UserError(f"{steps_name} is {guidance_steps}, expected 0 to num_inference_steps, {num_inference_steps}")
     if not 0 <= guidance_scale <= 1:
-        raise UserError(f"guidance_scale is {guidance_scale}, expected 0 to 1: the share of the noise range to guide")
+        raise UserError(f"{share_name} is {guidance_scale}, expected 0 to 1: the share of the noise range to guide")
     if guidance_steps < num_inference_steps and int((1 - guidance_scale) * TRAIN_STEPS) < 1:
         raise UserError(
-            f"guidance_scale is {guidance_scale}, which leaves no noise range to the "
+            f"{share_name} is {guidance_scale}, which leaves no noise range to the "
             f"{num_inference_steps - guidance_steps} unguided steps; lower it, or guide all {num_inference_steps} steps"
         )
 

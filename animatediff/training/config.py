@@ -33,7 +33,7 @@ class DataConfig:
     fit: str = "stretch"  # how frames are brought to height x width: stretch (published), crop, pad
     validation_share: float = 0.1  # of the groups; they are never trained on
     cache: str | None = "data/cache"  # folder of precomputed latents and text embeddings; null: encode in the loop
-    workers: int = 2  # processes that read clips
+    workers: int = 2  # processes that read clips; only without `cache`, which leaves nothing to read
     synthetic_groups: int = 2000  # motions, each with ...
     synthetic_clips: int = 3  # ... this many contents
     synthetic_camera_share: float | None = None  # of the motions; null: as they are drawn, a quarter
@@ -74,7 +74,7 @@ class TrainingConfig:
     # The adapter
     sites: str = "up"  # up, up_1, up_2, midup, full
     use_scaler: bool = True
-    scaler_bias: float = 0.0  # the scale map starts at sigmoid(scaler_bias - 5)
+    scaler_bias: float = 0.0  # of a fresh adapter, no weights.ckpt_path: its map starts at sigmoid(scaler_bias - 5)
     train_parts: list[str] | None = None  # of to_q, to_k, to_v, scaler; null: all that there are
 
     # The objective
@@ -180,6 +180,8 @@ def _check_ranges(config: TrainingConfig) -> None:
         ("validation.every", config.validation.every, 0, None),
         ("validation.pairs", config.validation.pairs, 0, None),
         ("validation.videos", config.validation.videos, 0, None),
+        ("validation.num_inference_steps", config.validation.num_inference_steps, 1, TRAINING_STEPS),
+        ("validation.guidance_scale", config.validation.guidance_scale, 0, 100),
         *((f"learning_rates.{part}", rate, 0, None) for part, rate in config.learning_rates.items()),
     ):
         if not (low <= value and (high is None or value <= high)):
@@ -213,6 +215,14 @@ def _check_contradictions(config: TrainingConfig) -> None:
         raise UserError(f"warmup_steps {config.warmup_steps} leaves nothing of max_steps {config.max_steps}")
     if config.weights.lora_paths:
         raise UserError("weights.lora_paths is for inference; the backbone is trained against without LoRA")
+    for key, path in (
+        ("sparsectrl_path", config.weights.sparsectrl_path),
+        ("domain_adapter_path", config.weights.domain_adapter_path),
+    ):
+        if path:
+            raise UserError(
+                f"weights.{key} is {path}, which only method=motionclone of inference.py reads; leave it out"
+            )
     if config.data.source == "folder" and not config.data.root:
         raise UserError("data.source is folder, but data.root is empty; say where the groups of clips lie")
     if config.validation.measures == "world" and config.data.source != "synthetic":

@@ -35,6 +35,7 @@ from animatediff.data.video import resolve_size
 from animatediff.errors import UserError, one_line
 from animatediff.models.adapter import Adapter, site_paths
 from animatediff.models.unet import VideoUNet
+from animatediff.pipelines.base import size_multiple
 from animatediff.pipelines.loading import Components, load_adapter
 from animatediff.training.config import DataConfig, TrainingConfig, trained_parts
 from animatediff.training.objective import TimestepRule
@@ -134,8 +135,9 @@ def find_groups(config: TrainingConfig) -> tuple[list[Group], list[Group]]:
 
 
 def clip_shape(data: DataConfig, vae_scale: int) -> ClipShape:
-    """How clips are read. UserError for sizes that are no multiples of the VAE's scale."""
-    height, width = resolve_size(data.height, data.width, data.height, data.width, data.fit, vae_scale)
+    """How clips are read. UserError for sizes that the pipelines, which validation generates with, do not take."""
+    multiple = size_multiple(vae_scale)
+    height, width = resolve_size(data.height, data.width, data.height, data.width, data.fit, multiple)
     return ClipShape(data.num_frames, height, width, data.fit)
 
 

@@ -213,7 +213,12 @@ class TestCommand:
         ("changes", "message"),
         [
             ({"scheduler": "euler"}, "scheduler is 'euler', but MotionClone has timesteps of its own"),
-            ({"num_inference_steps": 20}, "guidance_steps is 50, expected 0 to num_inference_steps, 20"),
+            ({"num_inference_steps": 20}, r"motionclone\.guidance_steps is 50, expected 0 to num_inference_steps, 20"),
+            (
+                {"motionclone": MotionCloneConfig(guided_share=1.5)},
+                r"motionclone\.guided_share is 1\.5, expected 0 to 1",
+            ),
+            ({"method": "efficientmt", "domain_adapter_path": "x"}, "domain_adapter_path is x, which only"),
             ({"motionclone": MotionCloneConfig(k=17)}, r"motionclone\.k is 17, expected 1 to num_frames, 16"),
             ({"condition_image_paths": ["x.png"]}, "condition_image_paths is given without sparsectrl_path"),
             ({"sparsectrl_path": "x"}, "no condition image is given"),

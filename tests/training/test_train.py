@@ -223,7 +223,7 @@ def test_a_dry_run_counts_the_published_adapter(
         ({"mixed_precision": "fp16"}, "mixed_precision is fp16"),
         ({"log_with": "[wandb]"}, "log_with names wandb, which is not installed"),
         ({"optimizer": "adamw8bit"}, "bitsandbytes is not installed"),
-        ({"data__height": 34}, "expected multiples of 4"),
+        ({"data__height": 36}, "expected multiples of 8"),
         ({"data__source": "folder", "data__root": "nowhere"}, "no data folder at nowhere"),
         ({"resume": "nowhere"}, "no checkpoint at nowhere"),
         ({"weights__pretrained_model_path": "nowhere"}, "no base model folder at nowhere"),
