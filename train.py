@@ -2,7 +2,7 @@
 
     accelerate launch train.py --config configs/training/sd15.yaml
     python train.py --config configs/training/miniature.yaml learning_rate=5e-4
-    python train.py --config configs/training/sd15.yaml --config configs/training/ablations/up_1.yaml --dry-run
+    python train.py --config configs/training/sd15.yaml --config configs/training/ablations/sites_up_1.yaml --dry-run
 
 Repeating a command goes on from its last checkpoint.
 """

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from einops import rearrange
 
 from animatediff.errors import UserError
 from animatediff.models import Adapter, EfficientMT, VideoUNet, build_unet
 from animatediff.models.adapter import integrated, site_paths
 from animatediff.models.motion_module import MotionModule
+from animatediff.models.scaler import Scaler
 
 SMALL = {
     "block_out_channels": [32, 64, 64, 64],
@@ -88,8 +90,26 @@ def test_any_length(unet, frames):
     assert model(latents, 601, text, model.extract(latents, 400, text)).shape == latents.shape
 
 
-def test_square_is_no_special_case(unet):
-    """Transposing height and width of everything spatial transposes nothing else: a map is not read as a square."""
+def test_square_is_no_special_case():
+    """Transposing height and width of everything spatial transposes the scale map: none is read as a square."""
+    torch.manual_seed(0)
+    height, width = 3, 5
+    scaler = Scaler(16)
+    torch.nn.init.normal_(scaler.spatial_convs[-1].weight)
+    y, r = torch.randn(2, 2 * height * width, 4, 16).unbind()  # ((b h w) f c) each
+
+    def transposed(tokens):
+        return rearrange(tokens, "(b h w) f c -> (b w h) f c", h=height, w=width)
+
+    wide = scaler(y, r, (height, width))
+    for conv in scaler.spatial_convs:
+        conv.weight.data = conv.weight.data.transpose(2, 3).contiguous()
+    tall = scaler(transposed(y), transposed(r), (width, height))
+    assert wide.std() > 1e-3, "a map that varies"
+    assert torch.allclose(tall, transposed(wide), rtol=1e-4, atol=1e-6)
+
+
+def test_every_site_is_read_in_its_own_size(unet):
     model, (latents, text) = trained(unet), inputs(height=4, width=8)
     wide = model.extract(latents, 400, text)
     assert {site.size for site in wide.sites.values()} == {(1, 1), (1, 2), (2, 4), (4, 8)}
