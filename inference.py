@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -37,17 +36,12 @@ from animatediff.data.video import Clip, fit_frames, read_frames, resolve_size
 from animatediff.errors import UserError, one_line
 from animatediff.files import remove_stale_parts, write_json
 from animatediff.jobs import ALREADY_DONE, DONE, FAILED, TO_DO, Job, plan, read_jobs, share, table
+from animatediff.memory import peak_memory
 from animatediff.models.adapter import Reference
 from animatediff.pipelines.efficientmt import EfficientMTPipeline
 from animatediff.pipelines.loading import load_motionclone, load_pipeline, weight_files
 from animatediff.pipelines.motionclone import MotionClonePipeline, MotionReference
 from animatediff.runs import InferenceConfig, locate, missing_weights, reference_key, reference_seed, resolved_dtype
-
-resource: ModuleType | None
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LESS_MEMORY = "offload=model (or sequential), dtype=bf16, a smaller height and width, or fewer num_frames"
@@ -251,7 +245,7 @@ def sidecar(
         "fit": config.fit,
         "seconds": round(seconds, 3),
         "extract_seconds": round(extracted.seconds, 3),
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory(_device(config.device)),
         "warnings": warnings,
         "weights": {name: str(path) for name, path in weight_files(config).items()},
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
@@ -314,16 +308,6 @@ def cut_warnings(pipeline: Pipeline, config: InferenceConfig) -> list[str]:
             warnings.append(f"CLIP reads {limit} tokens of the {name}; not read: {cut[:80]}{'...' * (len(cut) > 80)}")
             print(f"warning: {warnings[-1]}", file=sys.stderr)
     return warnings
-
-
-def _peak_memory() -> int | None:
-    """Bytes: of the GPU where there is one, else of this process; None where the system does not tell (Windows)."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    if resource is None:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from animatediff.data.video import FITS
 from animatediff.errors import UserError, describe_os_error
 from animatediff.models.sparsectrl import check_image_index
 from animatediff.models.unet import MAX_FRAMES
+from animatediff.pipelines.base import TRAINING_STEPS
 from animatediff.pipelines.loading import SCHEDULERS, Weights, weight_files
 from animatediff.pipelines.motionclone import MotionCloneConfig
 from animatediff.pipelines.motionclone_sampling import check_steps
 from animatediff.published import PUBLISHED
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-MAX_STEPS = 1000  # the noise schedule's length
 MAX_SIDE = 4096  # pixels
 CHOICES = {
     "method": ("efficientmt", "motionclone"),
@@ -151,11 +151,11 @@ def check(config: InferenceConfig) -> None:
             raise UserError(f"{name} is '{value}'; {nearest(value, known)}")
     for name, low, high in (
         ("num_frames", 1, MAX_FRAMES),
-        ("num_inference_steps", 1, MAX_STEPS),
+        ("num_inference_steps", 1, TRAINING_STEPS),
         ("height", 1, MAX_SIDE),
         ("width", 1, MAX_SIDE),
         ("guidance_scale", 0, 100),
-        ("reference_timestep", 0, MAX_STEPS - 1),
+        ("reference_timestep", 0, TRAINING_STEPS - 1),
         ("seed", 0, 2**63 - 1),
         ("reference_seed", 0, 2**63 - 1),
         ("fps", 0.1, 240),

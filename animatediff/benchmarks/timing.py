@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
+from animatediff import memory
 from animatediff.errors import UserError
 
 T = TypeVar("T")
@@ -93,29 +92,19 @@ def isolated(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def peak_memory(device: str) -> int:
-    """Highest memory of this process so far, in bytes: allocated on CUDA, resident on the CPU."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    return _process_memory("VmHWM")
+    """Highest memory of this process so far, in bytes. UserError where the system does not tell it (Windows)."""
+    return _told(memory.peak_memory(device))
 
 
 def memory_now(device: str) -> int:
-    """Memory of this process at this moment, in bytes: allocated on CUDA, resident on the CPU."""
-    if device.startswith("cuda"):
-        return torch.cuda.memory_allocated(device)
-    return _process_memory("VmRSS")
+    """Memory of this process at this moment, in bytes. UserError where the system does not tell it (Windows)."""
+    return _told(memory.memory_now(device))
 
 
-def _process_memory(field: str) -> int:
-    """A line of Linux's own account of this process; elsewhere the highest resident size is all there is."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith(f"{field}:"))
-        return int(line.split()[1]) * 1024
-    import resource  # not there on Windows
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def _told(found: int | None) -> int:
+    if found is None:
+        raise UserError("this system does not tell a process its memory; choose parts without it by --only step,phases")
+    return found
 
 
 def _synchronise(device: str) -> None:

@@ -25,7 +25,6 @@ from PIL import Image
 from animatediff.data.images import IMAGE_FPS, IMAGE_SUFFIXES, ImageSource, list_images
 from animatediff.errors import UserError, one_line
 
-BACKENDS = ("auto", "decord", "pyav")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".flv", ".wmv")
 
 # Containers that hold pictures themselves. Playlists (HLS, concat) are left out: they name other files.
@@ -53,12 +52,8 @@ class Recounted(Exception):
     """The packets promised frames that did not decode; the source has counted again, so ask it anew."""
 
 
-def open_source(path: Path, backend: str = "auto") -> Source:
+def open_source(path: Path) -> Source:
     """The source for a video file, one image, or a folder of images. UserError where nothing can be read."""
-    if backend not in BACKENDS:
-        raise UserError(f"backend is '{backend}', expected one of {', '.join(BACKENDS)}")
-    if backend == "decord" and _decord() is None:
-        raise UserError("backend is 'decord' but decord is not installed; use backend 'auto' or 'pyav'")
     if path.is_dir():
         return ImageSource(list_images(path))
     if not path.exists():
@@ -69,7 +64,7 @@ def open_source(path: Path, backend: str = "auto") -> Source:
         raise UserError(f"{path} is empty (0 bytes); give a video file or a folder of images")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageSource([path])
-    return VideoSource(path, backend)
+    return VideoSource(path)
 
 
 @dataclass(frozen=True)
@@ -85,15 +80,15 @@ class Index:
 class VideoSource:
     """A video file. Frames are upright; alpha is laid over black."""
 
-    def __init__(self, path: Path, backend: str) -> None:
-        self.path, self.backend = path, backend
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.warnings: list[str] = []
         scanned = self._scan()
         self._use(scanned if scanned is not None else self._count())
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         wanted = sorted(set(indices))
-        frames = self._read_decord(wanted) if self.index.decord and self.backend != "pyav" else None
+        frames = self._read_decord(wanted) if self.index.decord else None
         if frames is None:
             frames = self._read_pyav(wanted)
         if frames is None:

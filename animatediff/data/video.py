@@ -39,29 +39,25 @@ def read_frames(
     *,
     start: float | None = None,
     duration: float | None = None,
-    max_frames: int | None = None,
-    backend: str = "auto",
 ) -> Clip:
     """Read frames of a video file, an animated GIF, one image, or a folder of images (natural order, 8 fps).
 
     `num_frames` frames are spread over the clip, or over the part on screen from `start` for `duration` (seconds);
-    None takes every frame, at most the first `max_frames`. With fewer frames than asked, frames repeat and a
-    warning says so. Rotation flags are applied, grey becomes RGB, alpha is laid over black. `backend` is "auto"
-    (decord where it is installed and known to give the same pixels, PyAV otherwise), "decord" (the same, refused
-    where it is not installed) or "pyav". Damage past the first frame stops nothing: what decodes is used, with a
-    warning. UserError for everything else.
+    None takes every frame. With fewer frames than asked, frames repeat and a warning says so. Rotation flags are
+    applied, grey becomes RGB, alpha is laid over black. decord decodes where it is installed and known to give the
+    same pixels, PyAV otherwise. Damage past the first frame stops nothing: what decodes is used, with a warning.
+    UserError for everything else.
     """
     path = Path(path)
-    for name, value in (("num_frames", num_frames), ("max_frames", max_frames)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}, expected 1 or more")
-    source = open_source(path, backend)
+    if num_frames is not None and num_frames < 1:
+        raise UserError(f"num_frames is {num_frames}, expected 1 or more")
+    source = open_source(path)
     try:
         numbers = _choose(path, source.times, source.fps, num_frames, start, duration)
-        frames = source.read(numbers[:max_frames])
+        frames = source.read(numbers)
     except Recounted:
         numbers = _choose(path, source.times, source.fps, num_frames, start, duration)
-        frames = source.read(numbers[:max_frames])
+        frames = source.read(numbers)
     warnings = list(source.warnings)
     distinct = len(set(numbers))
     if distinct == 1 and num_frames != 1:
@@ -70,9 +66,6 @@ def read_frames(
         )
     elif num_frames is not None and distinct < num_frames:
         warnings.append(f"{path} gives {distinct} frames where {num_frames} were asked for; frames are repeated")
-    if max_frames is not None and len(numbers) > max_frames:
-        warnings.append(f"only the first {max_frames} of {len(numbers)} frames of {path} are used")
-        numbers = numbers[:max_frames]
     times = tuple(source.times[i] for i in numbers)
     return Clip(frames, source.fps, tuple(numbers), times, len(source.times), tuple(warnings))
 

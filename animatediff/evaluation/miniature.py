@@ -7,7 +7,7 @@ animatediff/evaluation/palette.py. Tracks are [f, 2] in pixels (x, y), nan where
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,13 +181,3 @@ def _content_measures(reading: Reading, job: Job) -> dict[str, bool]:
     names = ("colour", "shape", "pattern", "ground")
     right = {name: getattr(reading, name) == getattr(job.content, name) for name in names}
     return {**right, "background": right["pattern"] and right["ground"]}
-
-
-def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Means over jobs of what `score` returned, nan left out; truth values as shares; and the number of jobs."""
-    rows = list(rows)
-    summary: dict[str, float] = {"jobs": len(rows)}
-    for key in (key for key in rows[0] if key != "job"):
-        values = np.array([row[key] for row in rows], float)
-        summary[key] = float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
-    return summary

@@ -13,7 +13,7 @@ from transformers import CLIPTextModel
 
 from animatediff.data.synthetic import Clip
 from animatediff.miniature.loop import train
-from animatediff.miniature.text import LENGTH, WIDTH
+from animatediff.miniature.text import WIDTH
 from animatediff.models import VideoUNet, build_unet
 from animatediff.models.motion_module import MotionModule
 from animatediff.pipelines.loading import build_scheduler
@@ -182,29 +182,3 @@ def to_video_unet(unet: UNet2DConditionModel) -> VideoUNet:
             torch.nn.init.zeros_(module.proj_out.weight)
             torch.nn.init.zeros_(module.proj_out.bias)
     return video
-
-
-@torch.no_grad()
-def sample(
-    unet: UNet2DConditionModel | VideoUNet,
-    text: Tensor,
-    empty: Tensor,
-    shape: Sequence[int],
-    seed: int,
-    guidance: float = 4.0,
-    steps: int = 25,
-) -> Tensor:
-    """DDIM samples with classifier-free guidance: scaled latents of `shape`, [n, 4, h, w] or [n, 4, f, h, w].
-
-    text [n, LENGTH, WIDTH]; empty [LENGTH, WIDTH].
-    """
-    scheduler = build_scheduler("ddim")
-    scheduler.set_timesteps(steps)
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    both = torch.cat([empty[None].expand(len(text), LENGTH, WIDTH), text])
-    if latents.ndim == 5:
-        both = both.repeat_interleave(shape[2], dim=0)
-    for time in scheduler.timesteps:
-        without, prompted = unet(torch.cat([latents, latents]), time, both).sample.chunk(2)
-        latents = scheduler.step(without + guidance * (prompted - without), time, latents).prev_sample
-    return latents

@@ -62,7 +62,6 @@ def train(
     save_every: int = 200,
     clip: float = 1.0,
     report_every: int = 50,
-    after: Callable[[int], None] | None = None,
 ) -> Average:
     """Minimise `loss_of(step, generator)` over the parameters of `groups` (AdamW groups, each with its own lr).
 
@@ -97,8 +96,6 @@ def train(
             recent = 0.0
         if ((step + 1) % save_every == 0 or step + 1 == steps) and rank() == 0:
             _save(checkpoint, step + 1, parameters, optimizer, average)
-            if after is not None:
-                after(step + 1)
     average.apply()
     return average
 

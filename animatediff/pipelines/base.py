@@ -13,6 +13,9 @@ from einops import rearrange
 from animatediff.errors import UserError
 from animatediff.models.unet import MAX_FRAMES
 
+# The noise schedule of all published weights: betas linear over this many steps, as diffusers' schedulers take them.
+TRAINING_STEPS = 1000
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear"}
 REFERENCE_TIMESTEP = 400  # the published runs' noise level of the reference pass
 
 

@@ -41,11 +41,10 @@ from animatediff.models.checkpoints import (
 )
 from animatediff.models.sparsectrl import load_original_sparsectrl, merge_domain_adapter
 from animatediff.models.unet import VideoUNet, build_unet
-from animatediff.pipelines.base import VideoPipeline
+from animatediff.pipelines.base import BETAS, VideoPipeline
 from animatediff.pipelines.efficientmt import EfficientMTPipeline
 from animatediff.pipelines.motionclone import MotionCloneConfig, MotionClonePipeline
 
-NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear", "steps_offset": 1}
 SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {"clip_sample": False}),
     "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
@@ -214,7 +213,7 @@ def build_scheduler(name: str) -> SchedulerMixin:
     if name not in SCHEDULERS:
         raise UserError(f"unknown scheduler '{name}'; {nearest(name, list(SCHEDULERS))}")
     kind, options = SCHEDULERS[name]
-    return kind(**NOISE_SCHEDULE, **options)
+    return kind(**BETAS, steps_offset=1, **options)
 
 
 def weight_files(weights: Weights) -> dict[str, Path]:

@@ -15,9 +15,7 @@ from diffusers import UNetMotionModel
 
 from animatediff.errors import UserError
 from animatediff.models.motion_guidance import Control, Motion, noise_and_loss, predict_noise
-
-TRAIN_STEPS = 1000
-FIRST_BETA, LAST_BETA = 0.00085, 0.012
+from animatediff.pipelines.base import BETAS, TRAINING_STEPS
 
 Callback = Callable[[int, torch.Tensor], torch.Tensor | None]
 
@@ -25,7 +23,8 @@ Callback = Callable[[int, torch.Tensor], torch.Tensor | None]
 @cache
 def alphas_cumprod() -> torch.Tensor:
     """Cumulative products of 1 - beta over the 1000 steps of the linear schedule, float32 on the CPU."""
-    return torch.cumprod(1.0 - torch.linspace(FIRST_BETA, LAST_BETA, TRAIN_STEPS, dtype=torch.float32), dim=0)
+    betas = torch.linspace(BETAS["beta_start"], BETAS["beta_end"], TRAINING_STEPS, dtype=torch.float32)
+    return torch.cumprod(1.0 - betas, dim=0)
 
 
 def alpha_at(timestep: int | None) -> float:
@@ -45,8 +44,8 @@ def uneven_timesteps(num_inference_steps: int, guidance_steps: int, guidance_sca
     The others share the rest of the range. UserError where one part has steps and no range.
     """
     check_steps(num_inference_steps, guidance_steps, guidance_scale)
-    boundary = int((1 - guidance_scale) * TRAIN_STEPS)
-    guided = np.linspace(boundary, TRAIN_STEPS - 1, guidance_steps).round()[::-1]
+    boundary = int((1 - guidance_scale) * TRAINING_STEPS)
+    guided = np.linspace(boundary, TRAINING_STEPS - 1, guidance_steps).round()[::-1]
     plain = np.linspace(0, boundary - 1, num_inference_steps - guidance_steps).round()[::-1]
     return [int(t) for t in (*guided, *plain)]
 
@@ -59,13 +58,13 @@ def check_steps(
 ) -> None:
     """UserError unless the three make a schedule; `names`: what the caller's user knows the last two as."""
     steps_name, share_name = names
-    if not 1 <= num_inference_steps <= TRAIN_STEPS:
-        raise UserError(f"num_inference_steps is {num_inference_steps}, expected 1 to {TRAIN_STEPS}")
+    if not 1 <= num_inference_steps <= TRAINING_STEPS:
+        raise UserError(f"num_inference_steps is {num_inference_steps}, expected 1 to {TRAINING_STEPS}")
     if not 0 <= guidance_steps <= num_inference_steps:
         raise UserError(f"{steps_name} is {guidance_steps}, expected 0 to num_inference_steps, {num_inference_steps}")
     if not 0 <= guidance_scale <= 1:
         raise UserError(f"{share_name} is {guidance_scale}, expected 0 to 1: the share of the noise range to guide")
-    if guidance_steps < num_inference_steps and int((1 - guidance_scale) * TRAIN_STEPS) < 1:
+    if guidance_steps < num_inference_steps and int((1 - guidance_scale) * TRAINING_STEPS) < 1:
         raise UserError(
             f"{share_name} is {guidance_scale}, which leaves no noise range to the "
             f"{num_inference_steps - guidance_steps} unguided steps; lower it, or guide all {num_inference_steps} steps"

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
-TRAINING_STEPS = 1000  # of the noise schedule
+from animatediff.pipelines.base import BETAS, TRAINING_STEPS
+
 SAMPLINGS = ("uniform", "cubic")
 WEIGHTINGS = ("none", "inverse_alpha_bar")
 
@@ -65,10 +66,4 @@ def noise_loss(prediction: torch.Tensor, noise: torch.Tensor, weight: torch.Tens
 
 def published_noise_schedule() -> DDPMScheduler:
     """The forward process: linear betas 0.00085..0.012 over 1000 steps."""
-    return DDPMScheduler(
-        num_train_timesteps=TRAINING_STEPS,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="linear",
-        clip_sample=False,
-    )
+    return DDPMScheduler(num_train_timesteps=TRAINING_STEPS, **BETAS, clip_sample=False)

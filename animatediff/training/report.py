@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import nn
 from animatediff.config import to_yaml
 from animatediff.data.pairs import Group
 from animatediff.files import read_json
+from animatediff.memory import peak_memory
 from animatediff.models.unet import build_unet
 from animatediff.pipelines.loading import weight_files
 from animatediff.training.config import TrainingConfig, trained_parts
@@ -47,27 +46,21 @@ class Meter:
         self.started, self.steps, self.smooth = time.monotonic(), 0, 0.0
 
     def update(self, loss: float, learning_rate: float) -> dict[str, float]:
-        """Take in one step; returns loss, lr, samples/s and peak memory (GiB) for the bar and the trackers."""
+        """Take in one step; returns loss, lr, samples/s and, where it is known, peak memory (GiB) for the bar and the
+        trackers.
+        """
         self.steps += 1
         self.smooth += (loss - self.smooth) * max(0.02, 1 / self.steps)
         speed = self.steps * self.samples_per_step / (time.monotonic() - self.started)
-        return {"loss": self.smooth, "lr": learning_rate, "samples/s": speed, "peak_GiB": peak_memory(self.device)}
+        values = {"loss": self.smooth, "lr": learning_rate, "samples/s": speed}
+        peak = peak_memory(self.device)
+        return values if peak is None else values | {"peak_GiB": peak / 2**30}
 
     @staticmethod
     def line(values: dict[str, float]) -> str:
         """The values of `update` as the progress bar shows them."""
-        return (
-            f"loss {values['loss']:.4f}, lr {values['lr']:.1e}, {values['samples/s']:.2f} samples/s, "
-            f"peak {values['peak_GiB']:.2f} GiB"
-        )
-
-
-def peak_memory(device: torch.device) -> float:
-    """Most memory held so far, in GiB: of the GPU, or of this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+        line = f"loss {values['loss']:.4f}, lr {values['lr']:.1e}, {values['samples/s']:.2f} samples/s"
+        return f"{line}, peak {values['peak_GiB']:.2f} GiB" if "peak_GiB" in values else line
 
 
 def closing_lines(output: Path, problems: Sequence[str]) -> str:

@@ -17,7 +17,6 @@ from animatediff.evaluation.miniature import (
     heldout_jobs,
     mean_distance,
     score,
-    summarise,
     true_camera_steps,
     write_jobs,
 )
@@ -84,11 +83,6 @@ def test_camera_cosine_knows_opposite_zooms():
     assert camera_cosine(zoom_in, zoom_in, (64, 64)) == pytest.approx(1)
     assert camera_cosine(true_camera_steps(backwards), zoom_in, (64, 64)) < -0.95
     assert camera_cosine(np.full((15, 2, 3), np.nan), zoom_in, (64, 64)) == 0
-
-
-def test_summary_skips_what_was_not_measured():
-    rows = [{"job": "a", "cosine": 1.0, "leak": False}, {"job": "b", "cosine": float("nan"), "leak": True}]
-    assert summarise(rows) == {"jobs": 2, "cosine": 1.0, "leak": 0.5}
 
 
 def test_written_jobs_can_be_read_back(tmp_path):
