@@ -147,7 +147,7 @@ def sector_is_held_out(phase: float) -> bool:
 
 
 def _draw_phase(split: str, rng: np.random.Generator) -> float:
-    sectors = [s for s in range(SECTORS) if (s % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == (split == "heldout")]
+    sectors = [s for s in range(SECTORS) if sector_is_held_out((s + 0.5) / SECTORS) == (split == "heldout")]
     return float((rng.choice(sectors) + rng.random()) / SECTORS)
 
 

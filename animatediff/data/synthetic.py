@@ -161,18 +161,6 @@ def make_clip(seed: int, split: str = "train", frames: int = 16, size: tuple[int
     return Clip(sample_content(seed, split), sample_motion(seed, split, frames=frames), size)
 
 
-def make_pair(seed: int, split: str = "train", frames: int = 16, size: tuple[int, int] = (64, 64)) -> tuple[Clip, Clip]:
-    """Two clips with one motion and two different contents, both drawn from `seed`."""
-    motion = sample_motion(seed, split, frames=frames)
-    first = sample_content(2 * seed, split)
-    attempt = 2 * seed + 1
-    second = sample_content(attempt, split)
-    while second.caption == first.caption:
-        attempt += 1_000_003
-        second = sample_content(attempt, split)
-    return Clip(first, motion, size), Clip(second, motion, size)
-
-
 def render(clip: Clip) -> NDArray[np.uint8]:
     """The clip's frames, anti-aliased: [f, h, w, 3], RGB, 0 to 255."""
     motion, content = clip.motion, clip.content
