@@ -30,6 +30,8 @@ def export_base(
     image_unet.half().save_pretrained(base / "unet")
     vae.save_pretrained(base / "vae")
     text_encoder.save_pretrained(base / "text_encoder")
+    tokenizer.backend_tokenizer.no_truncation()  # calls before this one have left their padding and length in it
+    tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(base / "tokenizer")
     tokenizer.backend_tokenizer.model.save(str(base / "tokenizer"))  # vocab.json and merges.txt, as SD1.5 has them
     build_scheduler("ddim").save_pretrained(base / "scheduler")
