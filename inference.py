@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jobs = read_jobs(locate(options.jobs), config) if options.jobs else [Job(config, "the command line")]
     if options.dry_run:
         return dry_run(config, jobs)
-    state = PartialState(cpu=config.device == "cpu", timeout=WAIT)
+    state = join_processes(config.device)
     if state.is_main_process:
         plan(jobs)
     jobs = broadcast_object_list([jobs])[0]
@@ -114,6 +114,11 @@ def run(config: InferenceConfig, jobs: Sequence[Job], keep_going: bool) -> list[
             if not quiet:
                 print(f"[{done}/{len(jobs)}] {job.status} in {job.seconds:.1f} s: {job.note or job.output}", flush=True)
     return list(jobs)
+
+
+def join_processes(device: str) -> PartialState:
+    """The processes that share the jobs: one, or those that a launcher started, on CPUs where there is no CUDA."""
+    return PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=WAIT)
 
 
 def load(config: InferenceConfig, quiet: bool = False) -> tuple[Pipeline, bool]:

@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_thresholds(config.thresholds, tools.columns)
     prompts = read_prompts(options.prompts)
     sources = find_sources(options.clips, made_with.num_frames)
-    state = PartialState(cpu=made_with.device == "cpu", timeout=inference.WAIT)
+    state = inference.join_processes(made_with.device)
     with state.main_process_first():
         jobs = write_jobs(out, sources, prompts, made_with, config.candidates_per_prompt)
     inference.main(["--config", inference_path, "--jobs", str(out / JOBS), *overrides])

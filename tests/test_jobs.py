@@ -264,7 +264,8 @@ def test_accelerate_splits_the_list(small_config: Path, clip: Path, monkeypatch)
     rows = [{"ref_video_path": name, "prompt": f"job {i}"} for i, name in enumerate(["other.mp4", str(clip)] * 2)]
     path = jobs_file(*rows, {"ref_video_path": "none.mp4", "prompt": "bad"})
     launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
-    process = start(small_config, "--jobs", path, launch=(*launch, "--mixed_precision", "no", "--dynamo_backend", "no"))
+    jobs = ("--jobs", path, "device=auto")
+    process = start(small_config, *jobs, launch=(*launch, "--mixed_precision", "no", "--dynamo_backend", "no"))
     out, err = process.communicate(timeout=240)
     assert process.returncode != 0, "one job failed"
     assert outputs("json") == ["clip/job-1-42.json", "clip/job-3-42.json", "other/job-0-42.json", "other/job-2-42.json"]
