@@ -83,7 +83,7 @@ def animation(transfers: list[Transfer], columns: int) -> np.ndarray:
 def plot_tracks(path: Path, transfers: list[Transfer], columns: int) -> None:
     """The subject's path in the reference (grey) and in the output (blue), a dot at its start."""
     rows = -(-len(transfers) // columns)
-    figure = Figure(figsize=(2.6 * columns, 2.8 * rows))
+    figure = Figure(figsize=(2.6 * columns, 2.8 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(transfers) :]:
         axis.set_visible(False)
@@ -110,7 +110,7 @@ def read_curve(run: Path) -> dict[int, dict[str, float]]:
 
 def plot_curve(path: Path, curve: dict[int, dict[str, float]]) -> None:
     """The cosine and the distance of the subject's motion over training steps, side by side."""
-    figure = Figure(figsize=(7.8, 2.6))
+    figure = Figure(figsize=(7.8, 2.6), layout="constrained")
     wanted = {"cosine": ("motion cosine", 0.9), "distance": ("distance, % of the width", 4.0)}
     for axis, (key, (label, target)) in zip(figure.subplots(1, 2), wanted.items(), strict=True):
         axis.plot(list(curve), [means[key] for means in curve.values()], marker="o")
@@ -121,7 +121,6 @@ def plot_curve(path: Path, curve: dict[int, dict[str, float]]) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.tight_layout()
     with atomic_path(path) as part:
         figure.savefig(part, dpi=120)
 
