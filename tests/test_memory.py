@@ -13,7 +13,6 @@ from animatediff.benchmarks import timing
 from animatediff.errors import UserError
 from animatediff.training.report import Meter
 
-
 ALONE = """
 import numpy as np
 from animatediff.memory import memory_now, peak_memory
