@@ -35,7 +35,14 @@ from animatediff.errors import UserError
 from animatediff.evaluation.miniature import bundled_jobs, write_jobs
 from animatediff.files import atomic_folder, atomic_path, remove_stale_parts
 from animatediff.miniature.autoencoder import build_vae, encode_mean, scale_latents, train_vae
-from animatediff.miniature.base import build_image_unet, subject_importance, to_video_unet, train_clips, train_frames
+from animatediff.miniature.base import (
+    build_image_unet,
+    subject_centres,
+    subject_importance,
+    to_video_unet,
+    train_clips,
+    train_frames,
+)
 from animatediff.miniature.export import export_base
 from animatediff.miniature.loop import rank
 from animatediff.miniature.text import build_text_encoder, build_tokenizer, encode_text, tokenize
@@ -115,8 +122,7 @@ def make(config: MiniatureConfig) -> None:
     captions = [sample_content(seed).caption for seed in range(config.latents)]
     shown = [make_clip(seed) for seed in range(config.latents)]
     importance = subject_importance(shown, latents.shape[-2:])
-    scale = clips.shape[-2] / latents.shape[-1]  # pixels per latent
-    centres = torch.tensor(np.stack([clip.track() for clip in shown]) + 0.5) / scale - 0.5
+    centres = subject_centres(shown, latents.shape[-2:])
     image_unet, encoder = _frames_stage(config, work, latents, importance, centres, captions, tokenizer)
     video = _motion_stage(config, work, latents, importance, captions, tokenizer, encoder, image_unet)
     if rank() == 0:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
@@ -53,13 +54,17 @@ def subject_importance(clips: Sequence[Clip], shape: Sequence[int]) -> Tensor:
     """
     rows, columns = torch.meshgrid(*(torch.arange(side) for side in shape), indexing="ij")
     maps = []
-    for clip in clips:
-        scale = clip.size[0] / shape[0]  # pixels per latent
-        centre = torch.tensor((clip.track() + 0.5) / scale - 0.5)[:, :, None, None]  # f 2 1 1
-        reach = torch.tensor(clip.radii() / scale + NEAR)[:, None, None]
+    for clip, path in zip(clips, subject_centres(clips, shape), strict=True):
+        centre = path[:, :, None, None]  # f 2 1 1
+        reach = torch.tensor(clip.radii() * shape[0] / clip.size[0] + NEAR)[:, None, None]
         near = (columns - centre[:, 0]).square() + (rows - centre[:, 1]).square() <= reach.square()
         maps.append(1 + (SUBJECT_WEIGHT - 1) * near)
     return torch.stack(maps).half()
+
+
+def subject_centres(clips: Sequence[Clip], shape: Sequence[int]) -> Tensor:
+    """Where the subjects are in latents of `shape` (h, w): float64 [n, f, 2], (x, y)."""
+    return torch.tensor(np.stack([(clip.track() + 0.5) * shape[0] / clip.size[0] - 0.5 for clip in clips]))
 
 
 def _noised(latents: Tensor, alphas: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -112,18 +117,16 @@ def train_frames(
         time = torch.randint(1000, (count,), generator=generator)
         jitter = torch.randint(-2, 3, (count, 2), generator=generator)
         corners = (centres[clip, frame] - (PIECE - 1) / 2).round().int() + jitter
-        columns = corners[:, 0].clamp(0, width - PIECE).tolist()
-        rows = corners[:, 1].clamp(0, height - PIECE).tolist()
+        columns = corners[batch:, 0].clamp(0, width - PIECE).tolist()
+        rows = corners[batch:, 1].clamp(0, height - PIECE).tolist()
         clean, weight = latents[clip, frame], importance[clip, frame]  # b 4 h w, b h w
-        boxes = [(..., slice(y, y + PIECE), slice(x, x + PIECE)) for y, x in zip(rows, columns, strict=True)][batch:]
+
+        def cut(maps: Tensor) -> Tensor:
+            places = zip(maps[batch:], rows, columns, strict=True)
+            return torch.stack([part[..., y : y + PIECE, x : x + PIECE] for part, y, x in places])
+
         whole = loss_at(clip[:batch], time[:batch], clean[:batch], weight[:batch], generator)
-        pieces = loss_at(
-            clip[batch:],
-            time[batch:] * PIECE_TIMES // 1000,
-            torch.stack([part[box] for part, box in zip(clean[batch:], boxes, strict=True)]),
-            torch.stack([part[box] for part, box in zip(weight[batch:], boxes, strict=True)]),
-            generator,
-        )
+        pieces = loss_at(clip[batch:], time[batch:] * PIECE_TIMES // 1000, cut(clean), cut(weight), generator)
         return (whole + pieces) / 2
 
     parameters = [*unet.parameters(), *encoder.parameters()]
