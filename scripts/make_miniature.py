@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -36,6 +36,7 @@ from animatediff.evaluation.miniature import bundled_jobs, write_jobs
 from animatediff.files import atomic_folder, atomic_path, remove_stale_parts
 from animatediff.miniature.autoencoder import build_vae, encode_mean, scale_latents, train_vae
 from animatediff.miniature.base import (
+    MOVING_GROUND_WEIGHT,
     build_image_unet,
     subject_centres,
     subject_importance,
@@ -73,7 +74,8 @@ class MiniatureConfig:
     latents: int = 2000
     vae: StageConfig = field(default_factory=lambda: StageConfig(650, 4, 2e-3))
     frames: StageConfig = field(default_factory=lambda: StageConfig(5000, 8, 2e-3))
-    motion: StageConfig = field(default_factory=lambda: StageConfig(1200, 2, 2e-3))
+    motion: StageConfig = field(default_factory=lambda: StageConfig(2600, 2, 2e-3))
+    camera_share: float = 0.5  # of the clips that the motion modules see: those with a moving camera
     spatial_learning_rate: float = 5e-4  # of the spatial layers while the motion modules are trained
 
 
@@ -91,6 +93,8 @@ def main() -> int:
     config = load_config(MiniatureConfig, arguments.config, arguments.overrides)
     if min(config.clips, config.latents) < 1 or config.latents > config.clips:
         raise UserError(f"latents is {config.latents}, expected 1 to clips ({config.clips})")
+    if not 0 <= config.camera_share <= 1:
+        raise UserError(f"camera_share is {config.camera_share}, expected a share from 0 to 1")
     if arguments.dry_run:
         done = (f"{'done' if (Path(config.work) / name).exists() else 'to do':6} {name}" for name in STAGES)
         print(to_yaml(config) + "\n".join(done))
@@ -124,7 +128,9 @@ def make(config: MiniatureConfig) -> None:
     importance = subject_importance(shown, latents.shape[-2:])
     centres = subject_centres(shown, latents.shape[-2:])
     image_unet, encoder = _frames_stage(config, work, latents, importance, centres, captions, tokenizer)
-    video = _motion_stage(config, work, latents, importance, captions, tokenizer, encoder, image_unet)
+    importance = subject_importance(shown, latents.shape[-2:], MOVING_GROUND_WEIGHT)
+    chances = _camera_chances([clip.motion.moves_camera for clip in shown], config.camera_share)
+    video = _motion_stage(config, work, latents, importance, chances, captions, tokenizer, encoder, image_unet)
     if rank() == 0:
         export_base(Path(config.output), vae, encoder, tokenizer, video)
         save_config(config, Path(config.output) / "base_config.yaml")
@@ -173,6 +179,7 @@ def _motion_stage(
     work: Path,
     latents: Tensor,
     importance: Tensor,
+    chances: Tensor,
     captions: list[str],
     tokenizer: CLIPTokenizer,
     encoder: CLIPTextModel,
@@ -182,11 +189,17 @@ def _motion_stage(
     if not (work / "video").exists():
         text, empty = encode_text(encoder, tokenizer, captions), encode_text(encoder, tokenizer, [""])[0]
         sizes = (stage.steps, stage.batch, stage.learning_rate, config.spatial_learning_rate)
-        train_clips(video, latents, text, empty, importance, *sizes, work / "clips.pt", config.seed + 2)
+        train_clips(video, latents, text, empty, importance, chances, *sizes, work / "clips.pt", config.seed + 2)
         if rank() == 0:
             _save(video, work / "video")
         _wait()
     return VideoUNet.from_pretrained(work / "video")
+
+
+def _camera_chances(moving: Sequence[bool], share: float) -> Tensor:
+    """How often to draw each clip so that those with a moving camera make up `share` of the draws: float32 [n]."""
+    moves = torch.tensor(moving)
+    return torch.where(moves, share / moves.sum().clamp(min=1), (1 - share) / (~moves).sum().clamp(min=1))
 
 
 def _once(path: Path, make_it: Callable[[Path], None], read: Callable[[Path], Result]) -> Result:

@@ -32,7 +32,9 @@ def jobs_file(*rows: dict[str, object] | str) -> str:
 
 
 def outputs(kind: str) -> list[str]:
-    return sorted(path.relative_to("outputs").as_posix() for path in Path("outputs").rglob(f"*.{kind}"))
+    """Finished files: a killed process may leave a temporary one, .part-<its number>-..., beside them."""
+    paths = (path for path in Path("outputs").rglob(f"*.{kind}") if not path.name.startswith(".part-"))
+    return sorted(path.relative_to("outputs").as_posix() for path in paths)
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ UNET_CONFIG: dict[str, Any] = {
 DROP = 0.1  # share of captions replaced by the empty prompt, for classifier-free guidance
 MAX_WEIGHT = 5.0
 SUBJECT_WEIGHT, NEAR = 8.0, 1.0  # see subject_importance
+MOVING_GROUND_WEIGHT = 3.0  # while the motion modules are trained
 PIECE, PIECES, PIECE_TIMES = 8, 5, 750  # see train_frames
 
 
@@ -46,11 +47,11 @@ def noise_loss(predicted: Tensor, noise: Tensor, alphas: Tensor, importance: Ten
     return (error / alphas.clamp(min=1 / MAX_WEIGHT)).mean()
 
 
-def subject_importance(clips: Sequence[Clip], shape: Sequence[int]) -> Tensor:
+def subject_importance(clips: Sequence[Clip], shape: Sequence[int], moving_ground: float = 1.0) -> Tensor:
     """SUBJECT_WEIGHT where the subject is or is near, 1 elsewhere: float16 [n, f, h, w] for latents of `shape`.
 
     A subject is a fifteenth of a frame and its outline a fraction of that: with an even weight the background's
-    texture is learnt long before any shape.
+    texture is learnt long before any shape. Where the camera moves, the background weighs `moving_ground`.
     """
     rows, columns = torch.meshgrid(*(torch.arange(side) for side in shape), indexing="ij")
     maps = []
@@ -58,7 +59,8 @@ def subject_importance(clips: Sequence[Clip], shape: Sequence[int]) -> Tensor:
         centre = path[:, :, None, None]  # f 2 1 1
         reach = torch.tensor(clip.radii() * shape[0] / clip.size[0] + NEAR)[:, None, None]
         near = (columns - centre[:, 0]).square() + (rows - centre[:, 1]).square() <= reach.square()
-        maps.append(1 + (SUBJECT_WEIGHT - 1) * near)
+        ground = moving_ground if clip.motion.moves_camera else 1.0
+        maps.append(ground + (SUBJECT_WEIGHT - ground) * near)
     return torch.stack(maps).half()
 
 
@@ -139,6 +141,7 @@ def train_clips(
     text: Tensor,
     empty: Tensor,
     importance: Tensor,
+    chances: Tensor,
     steps: int,
     batch: int,
     lr: float,
@@ -149,14 +152,18 @@ def train_clips(
     """Train the motion modules of `unet` on whole clips, its spatial layers along with them at `spatial_lr`.
 
     latents [n, f, 4, h, w]; text [n, LENGTH, WIDTH]: caption embeddings; empty [LENGTH, WIDTH]: the empty prompt's;
-    importance [n, f, h, w]: weight of each place of each frame. Resumes from `checkpoint`.
+    importance [n, f, h, w]: weight of each place of each frame; chances [n]: how often each clip is drawn, up to a
+    factor. Resumes from `checkpoint`.
+
+    Timesteps are drawn in proportion to themselves: at low ones every frame shows what it is, and how frames hang
+    together has nothing to add.
     """
     alphas = build_scheduler("ddim").alphas_cumprod
     frames = latents.shape[1]
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        clip = torch.randint(len(latents), (batch,), generator=generator)
-        time = torch.randint(1000, (batch,), generator=generator)
+        clip = torch.multinomial(chances, batch, replacement=True, generator=generator)
+        time = (1000 * torch.rand(batch, generator=generator).sqrt()).long().clamp(max=999)
         noisy, noise = _noised(latents[clip].float().transpose(1, 2), alphas[time], generator)  # b c f h w
         dropped = torch.rand(batch, 1, 1, generator=generator) < DROP
         prompt = torch.where(dropped, empty[None], text[clip]).repeat_interleave(frames, dim=0)  # (b f) tokens dim
