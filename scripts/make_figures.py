@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="outputs of inference.py: videos with a JSON beside each")
     parser.add_argument("--to", type=Path, default=Path("assets/figures"), help="where the pictures go")
-    parser.add_argument("--run", type=Path, help="output of train.py with validation.measures=world: plot its curve")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        nargs="+",
+        help="outputs of train.py with validation.measures=world, each gone on from the one before: plot their curve",
+    )
     parser.add_argument("--columns", type=int, default=3)
     arguments = parser.parse_args()
     transfers = read_transfers(arguments.folder)
@@ -56,7 +62,7 @@ def main() -> int:
     print(f"{arguments.to / 'transfers.gif'} and tracks.png, of {len(transfers)} outputs")
     if arguments.run is not None:
         plot_curve(arguments.to / "curve.png", read_curve(arguments.run))
-        print(f"{arguments.to / 'curve.png'}, of {arguments.run}")
+        print(f"{arguments.to / 'curve.png'}, of {', '.join(map(str, arguments.run))}")
     return 0
 
 
@@ -99,12 +105,19 @@ def plot_tracks(path: Path, transfers: list[Transfer], columns: int) -> None:
     _save(figure, path)
 
 
-def read_curve(run: Path) -> dict[int, dict[str, float]]:
-    """Step -> means over the validation clips, as train.py wrote them; UserError where there are none."""
-    found = sorted(run.glob("validation/step-*/measures.json"))
-    curve = {int(path.parent.name.removeprefix("step-")): read_json(path)["mean"] for path in found}
-    if not any("cosine" in means for means in curve.values()):
-        raise UserError(f"{run} holds no measured validation; train with validation.measures=world")
+def read_curve(runs: Sequence[Path]) -> dict[int, dict[str, float]]:
+    """Step -> means over the validation clips, as train.py wrote them; UserError where there are none.
+
+    Each of `runs` went on from the one before; steps are counted through.
+    """
+    curve: dict[int, dict[str, float]] = {}
+    for run in runs:
+        before = max(curve, default=0)
+        found = {int(p.parent.name.removeprefix("step-")): p for p in run.glob("validation/step-*/measures.json")}
+        means = {step: read_json(path)["mean"] for step, path in sorted(found.items())}
+        if not any("cosine" in row for row in means.values()):
+            raise UserError(f"{run} holds no measured validation; train with validation.measures=world")
+        curve |= {before + step: row for step, row in means.items()}
     return curve
 
 

@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.method == "synthetic":
         return make_synthetic(config, out)
     if not options.clips or not options.prompts:
-        raise UserError(f"--method {options.method} needs --clips (a folder) and --prompts (a YAML list)")
+        raise UserError(f"--method {options.method} needs --clips (a folder or manifest) and --prompts (a YAML list)")
     if config.candidates_per_prompt < 1:
         raise UserError(f"candidates_per_prompt is {config.candidates_per_prompt}, expected 1 or more")
     inference_path = options.config or INFERENCE[options.method]
@@ -250,7 +250,10 @@ def list_candidates(
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", help="a folder of videos or frame folders that give the motion")
+    parser.add_argument(
+        "--clips",
+        help="a folder of videos or frame folders that give the motion, or a manifest.jsonl: each group's first",
+    )
     parser.add_argument("--prompts", help="a YAML list of sentences")
     parser.add_argument("--method", choices=[*INFERENCE, "synthetic"], default="motionclone")
     parser.add_argument("--out", default="data/pairs", help="folder to fill (default: data/pairs)")

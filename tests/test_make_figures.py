@@ -35,10 +35,11 @@ def test_pictures_of_outputs_and_of_a_run(outputs: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(sys, "argv", ["make_figures.py", str(outputs), "--to", str(figures), "--run", str(run)])
     assert make_figures.main() == 0
     assert sorted(path.name for path in figures.iterdir()) == ["curve.png", "tracks.png", "transfers.gif"]
-    assert make_figures.read_curve(run) == {
+    assert make_figures.read_curve([run]) == {
         100: {"cosine": 0.25, "distance": 9.0},
         1100: {"cosine": 0.5, "distance": 9.0},
     }
+    assert list(make_figures.read_curve([run, run])) == [100, 1100, 1200, 2200], "the second went on from the first"
     with Image.open(figures / "transfers.gif") as animation:
         assert animation.n_frames == 4
         first = np.asarray(animation.convert("RGB"))
@@ -50,4 +51,4 @@ def test_nothing_to_draw_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no outputs with a JSON"):
         make_figures.read_transfers(tmp_path)
     with pytest.raises(UserError, match="holds no measured validation"):
-        make_figures.read_curve(tmp_path)
+        make_figures.read_curve([tmp_path])

@@ -15,12 +15,13 @@ import torch
 import inference
 from animatediff.config import load_config
 from animatediff.data.export import save_video
-from animatediff.data.pairs import ClipShape, folder_groups
+from animatediff.data.pairs import MANIFEST, ClipShape, folder_groups
 from animatediff.data.synthetic import Clip, Content, sample_motion
 from animatediff.data.video import read_frames
 from animatediff.errors import UserError
 from animatediff.evaluation.evaluate import evaluate_item, load_tools
 from animatediff.evaluation.measures import Column
+from animatediff.factory.candidates import find_sources
 from animatediff.factory.measures import colour_consistency_per_step, words_shown
 from animatediff.factory.selection import Candidate, check_thresholds, distribution, judge
 from animatediff.files import write_json
@@ -223,6 +224,16 @@ class TestFactory:
         make_pairs.main([*command, "synthetic_frames=5"])
         again = [clip for group in folder_groups(tmp_path / "pairs") for clip in group.clips]
         assert [len(read_frames(clip.path, None).frames) for clip in again] == [5] * 6
+
+    def test_the_first_clip_of_every_group_gives_the_motion(self, tmp_path):
+        keys = ["synthetic_groups=2", "synthetic_clips=3", "synthetic_size=32", "synthetic_frames=4"]
+        make_pairs.main(["--method", "synthetic", "--out", str(tmp_path), *keys])
+        rows = [json.loads(line) for line in (tmp_path / MANIFEST).read_text().splitlines()]
+        firsts = [(tmp_path / row["path"], row["group"], row["caption"]) for row in (rows[0], rows[3])]
+        sources = find_sources(tmp_path / MANIFEST, 4)
+        assert [(source.path, source.group, source.caption) for source in sources] == firsts
+        with pytest.raises(UserError, match="no manifest at"):
+            find_sources(tmp_path / "nowhere" / MANIFEST, 4)
 
 
 class TestRefusals:

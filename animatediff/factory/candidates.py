@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import yaml
 from animatediff.data.decode import VIDEO_SUFFIXES
 from animatediff.data.export import safe_name, save_video
 from animatediff.data.images import natural_key
+from animatediff.data.pairs import MANIFEST, FileClip, folder_groups
 from animatediff.data.video import read_frames
 from animatediff.errors import UserError, one_line
 from animatediff.files import atomic_path
@@ -51,27 +53,45 @@ def read_prompts(path: str | Path) -> list[str]:
     return list(dict.fromkeys(prompt.strip() for prompt in prompts))
 
 
-def find_sources(folder: str | Path, frames: int) -> list[Source]:
+def find_sources(clips: str | Path, frames: int) -> list[Source]:
     """The clips of a folder in natural order, each read once; one that cannot be read is kept with its problem.
 
-    A clip's caption stands in a .txt file of its name beside it, else in its name. UserError where there is no clip,
-    or none that can be read.
+    A clip's caption stands in a .txt file of its name beside it, else in its name. `clips` may also be a manifest.jsonl
+    as train.py reads it: the first clip of every group, with its caption. UserError where there is no clip, or none
+    that can be read.
     """
-    folder = Path(folder)
+    clips = Path(clips)
+    found = _grouped_clips(clips) if clips.name == MANIFEST else _loose_clips(clips)
+    sources: list[Source] = []
+    for path, name, caption in found:
+        taken = {source.group for source in sources}
+        group = next(other for other in (name, *(f"{name}-{i}" for i in itertools.count(2))) if other not in taken)
+        sources.append(Source(path, group, caption, _problem(path, frames)))
+    if all(source.problem for source in sources):
+        raise UserError(f"no clip in {clips} can be read; the first: {sources[0].problem}")
+    return sources
+
+
+def _loose_clips(folder: Path) -> list[tuple[Path, str, str]]:
+    """(path, group, caption) of every clip in `folder`."""
     if not folder.is_dir():
         raise UserError(f"no folder of clips at {folder}")
     paths = [p for p in folder.iterdir() if not p.name.startswith(".") and (p.is_dir() or _is_video(p))]
     if not paths:
         raise UserError(f"no clips in {folder}; expected videos ({', '.join(sorted(VIDEO_SUFFIXES))}) or frame folders")
-    sources: list[Source] = []
-    for path in sorted(paths, key=lambda p: natural_key(p.name)):
-        group = safe_name(path.stem)
-        taken = {source.group for source in sources}
-        group = next(name for name in (group, *(f"{group}-{i}" for i in range(2, len(paths) + 2))) if name not in taken)
-        sources.append(Source(path, group, _caption(path), _problem(path, frames)))
-    if all(source.problem for source in sources):
-        raise UserError(f"no clip in {folder} can be read; the first: {sources[0].problem}")
-    return sources
+    return [(p, safe_name(p.stem), _caption(p)) for p in sorted(paths, key=lambda p: natural_key(p.name))]
+
+
+def _grouped_clips(manifest: Path) -> list[tuple[Path, str, str]]:
+    """(path, group, caption) of the first clip of every group in `manifest`."""
+    if not manifest.is_file():
+        raise UserError(f"no manifest at {manifest}")
+    found = []
+    for group in folder_groups(manifest.parent):
+        first = group.clips[0]
+        assert isinstance(first, FileClip)  # as all are that come from a folder
+        found.append((first.path, safe_name(group.name), first.caption))
+    return found
 
 
 def write_jobs(
