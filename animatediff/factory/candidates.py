@@ -65,7 +65,8 @@ def find_sources(clips: str | Path, frames: int) -> list[Source]:
     sources: list[Source] = []
     for path, name, caption in found:
         taken = {source.group for source in sources}
-        group = next(other for other in (name, *(f"{name}-{i}" for i in itertools.count(2))) if other not in taken)
+        numbered = (f"{name}-{i}" for i in itertools.count(2))
+        group = next(other for other in itertools.chain([name], numbered) if other not in taken)
         sources.append(Source(path, group, caption, _problem(path, frames)))
     if all(source.problem for source in sources):
         raise UserError(f"no clip in {clips} can be read; the first: {sources[0].problem}")
