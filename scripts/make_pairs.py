@@ -192,7 +192,8 @@ def select(
             references[source.group] = path, source.caption
     write_scores(out / SCORES, candidates)
     shown = [column for column in tools.columns if column.key not in ("seconds", "peak_memory")]
-    sheet = write_sheet(out, candidates, references, shown, f"Thresholds: {counted}.")
+    limits = ", ".join(f"{key} {limit}" for key, limit in counted.items()) or "none"
+    sheet = write_sheet(out, candidates, references, shown, f"Thresholds: {limits}.")
     made = [candidate for candidate in candidates if candidate.output.is_file()]
     if not any(candidate.kept for candidate in candidates):
         (out / MANIFEST).unlink(missing_ok=True)
