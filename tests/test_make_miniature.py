@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from animatediff.config import load_config
+from animatediff.data.synthetic import Clip, sample_content, sample_motion
 from animatediff.errors import UserError
-from animatediff.miniature.base import build_image_unet, to_video_unet
+from animatediff.miniature.base import SUBJECT_WEIGHT, build_image_unet, subject_importance, to_video_unet
 from animatediff.miniature.loop import one_cycle, train
 from animatediff.miniature.text import build_text_encoder, build_tokenizer, encode_text, tokenize, world_words
 from animatediff.pipelines.loading import Weights, load_components
@@ -65,10 +66,27 @@ def test_a_stage_that_is_interrupted_while_it_is_written_is_not_done(script, tmp
     assert capsys.readouterr().out.count("to do") == len(script.STAGES) == 6
 
 
-def test_more_latents_than_clips_are_refused(script, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["make_miniature.py", "clips=2", "latents=3"])
-    with pytest.raises(UserError, match="latents is 3"):
+@pytest.mark.parametrize(
+    ("keys", "message"), [(["clips=2", "latents=3"], "latents is 3"), (["camera_share=1.5"], "camera_share is 1.5")]
+)
+def test_values_that_cannot_be_are_refused(script, monkeypatch, keys, message):
+    monkeypatch.setattr("sys.argv", ["make_miniature.py", *keys])
+    with pytest.raises(UserError, match=message):
         script.main()
+
+
+def test_moving_cameras_make_up_their_share_of_the_draws(script):
+    chances = script._camera_chances([True, False, False, False, False], 0.5)
+    assert torch.equal(chances, torch.tensor([0.5, 0.125, 0.125, 0.125, 0.125]))
+    assert torch.equal(script._camera_chances([False, False], 0.0), torch.tensor([0.5, 0.5]))
+
+
+def test_moving_backgrounds_weigh_what_is_asked():
+    """Far from the subject: 3 where the camera pans, 1 where it is still; near it SUBJECT_WEIGHT in both."""
+    content = sample_content(0)
+    clips = [Clip(content, sample_motion(0, family=family)) for family in ("pan", "line")]
+    for weights, ground in zip(subject_importance(clips, (16, 16), moving_ground=3.0), (3.0, 1.0), strict=True):
+        assert set(weights.unique().tolist()) == {ground, SUBJECT_WEIGHT}
 
 
 def test_an_interrupted_stage_ends_with_the_weights_of_an_unbroken_one(tmp_path):
