@@ -38,6 +38,7 @@ from animatediff.miniature.autoencoder import build_vae, encode_mean, scale_late
 from animatediff.miniature.base import (
     MOVING_GROUND_WEIGHT,
     build_image_unet,
+    optical_flow,
     subject_centres,
     subject_importance,
     to_video_unet,
@@ -129,8 +130,9 @@ def make(config: MiniatureConfig) -> None:
     centres = subject_centres(shown, latents.shape[-2:])
     image_unet, encoder = _frames_stage(config, work, latents, importance, centres, captions, tokenizer)
     importance = subject_importance(shown, latents.shape[-2:], MOVING_GROUND_WEIGHT)
+    flow = optical_flow(shown, latents.shape[-2:])
     chances = _camera_chances([clip.motion.moves_camera for clip in shown], config.camera_share)
-    video = _motion_stage(config, work, latents, importance, chances, captions, tokenizer, encoder, image_unet)
+    video = _motion_stage(config, work, latents, importance, flow, chances, captions, tokenizer, encoder, image_unet)
     if rank() == 0:
         export_base(Path(config.output), vae, encoder, tokenizer, video)
         save_config(config, Path(config.output) / "base_config.yaml")
@@ -179,6 +181,7 @@ def _motion_stage(
     work: Path,
     latents: Tensor,
     importance: Tensor,
+    flow: Tensor,
     chances: Tensor,
     captions: list[str],
     tokenizer: CLIPTokenizer,
@@ -189,7 +192,7 @@ def _motion_stage(
     if not (work / "video").exists():
         text, empty = encode_text(encoder, tokenizer, captions), encode_text(encoder, tokenizer, [""])[0]
         sizes = (stage.steps, stage.batch, stage.learning_rate, config.spatial_learning_rate)
-        train_clips(video, latents, text, empty, importance, chances, *sizes, work / "clips.pt", config.seed + 2)
+        train_clips(video, latents, text, empty, importance, flow, chances, *sizes, work / "clips.pt", config.seed + 2)
         if rank() == 0:
             _save(video, work / "video")
         _wait()
@@ -197,9 +200,17 @@ def _motion_stage(
 
 
 def _camera_chances(moving: Sequence[bool], share: float) -> Tensor:
-    """How often to draw each clip so that those with a moving camera make up `share` of the draws: float32 [n]."""
+    """How often to draw each clip so that those with a moving camera make up `share` of the draws: float32 [n].
+
+    UserError where that leaves nothing to draw.
+    """
     moves = torch.tensor(moving)
-    return torch.where(moves, share / moves.sum().clamp(min=1), (1 - share) / (~moves).sum().clamp(min=1))
+    chances = torch.where(moves, share / moves.sum().clamp(min=1), (1 - share) / (~moves).sum().clamp(min=1))
+    if not chances.any():
+        raise UserError(
+            f"camera_share is {share}, but {moves.sum()} of {len(moves)} clips move their camera; take more"
+        )
+    return chances
 
 
 def _once(path: Path, make_it: Callable[[Path], None], read: Callable[[Path], Result]) -> Result:

@@ -10,7 +10,18 @@ import torch
 from animatediff.config import load_config
 from animatediff.data.synthetic import Clip, sample_content, sample_motion
 from animatediff.errors import UserError
-from animatediff.miniature.base import SUBJECT_WEIGHT, build_image_unet, subject_importance, to_video_unet
+from animatediff.miniature.base import (
+    FLOW_SCALE,
+    NEIGHBOURS,
+    SUBJECT_WEIGHT,
+    HintedAttention,
+    backwards,
+    build_image_unet,
+    flow_error,
+    optical_flow,
+    subject_importance,
+    to_video_unet,
+)
 from animatediff.miniature.loop import one_cycle, train
 from animatediff.miniature.text import build_text_encoder, build_tokenizer, encode_text, tokenize, world_words
 from animatediff.pipelines.loading import Weights, load_components
@@ -79,6 +90,8 @@ def test_moving_cameras_make_up_their_share_of_the_draws(script):
     chances = script._camera_chances([True, False, False, False, False], 0.5)
     assert torch.equal(chances, torch.tensor([0.5, 0.125, 0.125, 0.125, 0.125]))
     assert torch.equal(script._camera_chances([False, False], 0.0), torch.tensor([0.5, 0.5]))
+    with pytest.raises(UserError, match="camera_share is 1.0, but 0 of 2 clips"):
+        script._camera_chances([False, False], 1.0)
 
 
 def test_moving_backgrounds_weigh_what_is_asked():
@@ -87,6 +100,58 @@ def test_moving_backgrounds_weigh_what_is_asked():
     clips = [Clip(content, sample_motion(0, family=family)) for family in ("pan", "line")]
     for weights, ground in zip(subject_importance(clips, (16, 16), moving_ground=3.0), (3.0, 1.0), strict=True):
         assert set(weights.unique().tolist()) == {ground, SUBJECT_WEIGHT}
+
+
+def test_fresh_heads_look_at_their_neighbours_and_add_nothing():
+    module = to_video_unet(build_image_unet()).up_blocks[3].motion_modules[0]
+    frames = torch.randn(16, 32, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(module(frames, num_frames=16), frames)
+    block = module.transformer_blocks[0]
+    stages = ((block.norm1, block.attn1), (block.norm2, block.attn2))
+    for (norm, attention), offsets in zip(stages, NEIGHBOURS, strict=True):
+        tokens = block.pos_embed(norm(frames.flatten(2).permute(2, 0, 1)))  # (h w) f c
+        q, k = (part(tokens).unflatten(-1, (8, 4)) for part in (attention.to_q, attention.to_k))
+        seen = (torch.einsum("nhd,nghd->nhg", q[:, 8], k) / 2).softmax(-1).mean(0)  # by frame 8: heads f
+        for head, offset in enumerate(offsets):
+            assert seen[head, 8 + offset] > 0.5
+
+
+def test_backwards_is_the_reversed_motion():
+    clip = Clip(sample_content(0), sample_motion(0, family="pan"))
+    turned = Clip(clip.content, clip.motion.reversed())
+    both = [optical_flow([one], (16, 16)) for one in (clip, turned)]
+    clean, flow = backwards(torch.arange(16.0)[None], both[0])
+    assert torch.equal(clean, torch.arange(16.0).flip(0)[None])
+    assert torch.allclose(flow.float(), both[1].float(), atol=1e-3)
+
+
+def test_flow_in_latents_is_a_quarter_of_that_in_pixels():
+    clip = Clip(sample_content(0), sample_motion(0, family="pan"))
+    flow = optical_flow([clip], (16, 16))
+    pan = torch.tensor(clip.motion.shift[1] - clip.motion.shift[0]) * 64 / 4
+    assert flow.shape == (1, 16, 2, 16, 16)
+    assert torch.allclose(flow.double(), pan[:, None, None].expand(16, 2, 16, 16), atol=1e-3)
+
+
+@pytest.mark.parametrize("coarser", [1, 4])
+def test_flow_error_is_nothing_where_the_head_reads_the_flow(coarser):
+    flow = torch.randn(2, 3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    held = torch.nn.functional.avg_pool2d(flow.flatten(0, 1), coarser)  # (b f) d h w
+    held = held.unflatten(0, (2, 3)).permute(0, 3, 4, 1, 2).flatten(0, 2)  # (b h w) f d
+    head = torch.nn.Linear(2, 2)
+    torch.nn.init.zeros_(head.bias)
+    head.weight.data = FLOW_SCALE * torch.eye(2)
+    assert flow_error({"site": held}, torch.nn.ModuleDict({"site": head}), flow) < 1e-10
+    assert flow_error({"site": held.flip(-1)}, torch.nn.ModuleDict({"site": head}), flow) > 0.1
+
+
+def test_a_hint_is_added_to_the_clips_that_are_given_one():
+    flow = torch.randn(2, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    tokens = torch.randn(8, 3, 2, generator=torch.Generator().manual_seed(1))  # two clips of 2x2 places: (b h w) f c
+    hinted = HintedAttention(torch.nn.Identity(), torch.nn.Identity(), flow, torch.tensor([0.0, 1.0]))(tokens)
+    assert torch.equal(hinted[:4], tokens[:4])
+    mean = FLOW_SCALE * flow[1, 2, :, 2:, :2].mean((1, 2))  # of the lower left quarter, in the last frame
+    assert torch.allclose(hinted[6, 2], tokens[6, 2] + mean)
 
 
 def test_an_interrupted_stage_ends_with_the_weights_of_an_unbroken_one(tmp_path):

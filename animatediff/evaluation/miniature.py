@@ -134,12 +134,6 @@ def _background_grid(hidden: Array, step: int = 4, margin: int = 4) -> np.ndarra
     return np.stack([x, y], axis=1)[hidden[y, x] < 0.05].astype(np.float32)
 
 
-def true_camera_steps(clip: Clip) -> Array:
-    """The same for a clip whose camera is known: [f - 1, 2, 3]."""
-    full = np.concatenate([clip.camera(), np.tile([[[0.0, 0.0, 1.0]]], (clip.motion.frames, 1, 1))], axis=1)
-    return (full[1:] @ np.linalg.inv(full[:-1]))[:, :2]
-
-
 def camera_cosine(steps: Array, reference: Array, size: tuple[int, int]) -> float:
     """Mean cosine between where two cameras take the points of the frame, over steps and a 5 x 5 grid: -1 to 1.
 
@@ -166,7 +160,7 @@ def score(frames: Frames, job: Job, backwards: bool = False) -> dict[str, Any]:
     width = job.reference.size[1]
     camera = float("nan")
     if wanted.motion.moves_camera:
-        camera = camera_cosine(camera_steps(frames, reading.colour), true_camera_steps(wanted), job.reference.size)
+        camera = camera_cosine(camera_steps(frames, reading.colour), wanted.camera_steps(), job.reference.size)
     return {
         "job": job.name,
         "cosine": displacement_cosine(reading.track, wanted.track(), width),

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from animatediff.data.synthetic import Clip
 from animatediff.miniature.loop import train
 from animatediff.miniature.text import WIDTH
 from animatediff.models import VideoUNet, build_unet
+from animatediff.models.adapter import site_paths
 from animatediff.models.motion_module import MotionModule
+from animatediff.models.taps import capture, inject
 from animatediff.pipelines.loading import build_scheduler
 
 UNET_CONFIG: dict[str, Any] = {
@@ -33,7 +38,11 @@ DROP = 0.1  # share of captions replaced by the empty prompt, for classifier-fre
 MAX_WEIGHT = 5.0
 SUBJECT_WEIGHT, NEAR = 8.0, 1.0  # see subject_importance
 MOVING_GROUND_WEIGHT = 3.0  # while the motion modules are trained
+FLOW_SCALE = 4.0  # see flow_error; places that move do so by about 1 / FLOW_SCALE latents a frame
 PIECE, PIECES, PIECE_TIMES = 8, 5, 750  # see train_frames
+HINTED, REFERENCE_TIMES = 0.5, 400  # see train_clips
+NEIGHBOURS = ((-1, 1, -2, 2, -4, 4, 0), (-1, 1, -3, 3, -6, 6))  # see start_as_neighbours
+NEAREST, QUIET = 3.0, 0.1
 
 
 def noise_loss(predicted: Tensor, noise: Tensor, alphas: Tensor, importance: Tensor | float = 1.0) -> Tensor:
@@ -67,6 +76,48 @@ def subject_importance(clips: Sequence[Clip], shape: Sequence[int], moving_groun
 def subject_centres(clips: Sequence[Clip], shape: Sequence[int]) -> Tensor:
     """Where the subjects are in latents of `shape` (h, w): float64 [n, f, 2], (x, y)."""
     return torch.tensor(np.stack([(clip.track() + 0.5) * shape[0] / clip.size[0] - 0.5 for clip in clips]))
+
+
+def optical_flow(clips: Sequence[Clip], shape: Sequence[int]) -> Tensor:
+    """Where each place of latents of `shape` (h, w) moves until the next frame: float16 [n, f, 2, h, w], in latents."""
+    maps = []
+    for clip in clips:
+        scale = clip.size[0] // shape[0]  # pixels to a latent
+        maps.append(F.avg_pool2d(torch.tensor(clip.flow() / scale), scale).half())
+    return torch.stack(maps)
+
+
+def flow_tokens(flow: Tensor, places: int) -> Tensor:
+    """`flow` [b, f, 2, H, W], in latents per frame, averaged over a map of `places` = h w: (b h w) f 2.
+
+    In units of 1 / FLOW_SCALE latents per frame; h and w are as H and W.
+    """
+    coarser = round(math.sqrt(flow.shape[-2] * flow.shape[-1] / places))
+    pooled = FLOW_SCALE * F.avg_pool2d(flow.flatten(0, 1), coarser)  # (b f) 2 h w
+    return rearrange(pooled, "(b f) d h w -> (b h w) f d", f=flow.shape[1])
+
+
+def flow_error(features: Mapping[str, Tensor], heads: nn.ModuleDict, flow: Tensor) -> Tensor:
+    """How badly the linear `heads` read `flow` [b, f, 2, H, W] off features ((b h w) f c), one head to a key; scalar.
+
+    Squared error in units of 1 / FLOW_SCALE latents per frame, mean over the features.
+    """
+    read = {key: head(features[key]) for key, head in heads.items()}
+    wanted = {key: flow_tokens(flow, len(features[key]) // len(flow)) for key in read}
+    return torch.stack([(read[key] - wanted[key]).square().mean() for key in read]).mean()
+
+
+class HintedAttention(nn.Module):
+    """`attention`, to whose output of (b h w) f c a `hint` on `flow` [b, f, 2, H, W] is added; `given` [b]: 1 or 0."""
+
+    def __init__(self, attention: nn.Module, hint: nn.Module, flow: Tensor, given: Tensor) -> None:
+        super().__init__()
+        self.attention, self.hint, self.flow, self.given = attention, hint, flow, given
+
+    def forward(self, hidden_states: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        places = len(hidden_states) // len(self.given)
+        hint = self.hint(flow_tokens(self.flow, places)) * self.given.repeat_interleave(places)[:, None, None]
+        return self.attention(hidden_states, *arguments, **options) + hint
 
 
 def _noised(latents: Tensor, alphas: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -141,6 +192,7 @@ def train_clips(
     text: Tensor,
     empty: Tensor,
     importance: Tensor,
+    flow: Tensor,
     chances: Tensor,
     steps: int,
     batch: int,
@@ -149,31 +201,79 @@ def train_clips(
     checkpoint: Path,
     seed: int,
 ) -> None:
-    """Train the motion modules of `unet` on whole clips, its spatial layers along with them at `spatial_lr`.
+    """Train the motion modules of `unet` on clips, its spatial layers along with them at `spatial_lr`.
 
     latents [n, f, 4, h, w]; text [n, LENGTH, WIDTH]: caption embeddings; empty [LENGTH, WIDTH]: the empty prompt's;
-    importance [n, f, h, w]: weight of each place of each frame; chances [n]: how often each clip is drawn, up to a
-    factor. Resumes from `checkpoint`.
+    importance [n, f, h, w]: weight of each place of each frame; flow [n, f, 2, h, w]: optical flow in latents per
+    frame; chances [n]: how often each clip is drawn, up to a factor. Resumes from `checkpoint`.
 
     Timesteps are drawn in proportion to themselves: at low ones every frame shows what it is, and how frames hang
     together has nothing to add.
+
+    Two things that a large model finds out for itself on millions of clips, this one is taught, at the temporal blocks
+    of the up blocks; what teaches them is no part of the model.
+
+    - To know how places move: linear heads read the flow off the features of pieces, PIECE latents a side, noised and
+      prompted as references are; each piece forwards and backwards, so that what tells a motion from its reverse does
+      not drown in what tells clips apart.
+    - To draw a motion that noise still hides: for half of the clips, the flow is added to the features as a hint. A
+      texture that nobody has said to move is drawn still before anything shows whether it does.
     """
     alphas = build_scheduler("ddim").alphas_cumprod
-    frames = latents.shape[1]
+    frames, (height, width) = latents.shape[1], latents.shape[-2:]
+    sites = {path: unet.get_submodule(path) for path in site_paths(unet, "up")}
+    norms = {path.replace(".", "-"): block.norm2 for path, block in sites.items()}
+    heads = nn.ModuleDict({key: nn.Linear(norm.normalized_shape[0], 2) for key, norm in norms.items()})
+    hints = nn.ModuleDict({key: nn.Linear(2, norm.normalized_shape[0]) for key, norm in norms.items()})
+    for hint in hints.parameters():
+        nn.init.zeros_(hint)
 
-    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+    def whole_loss(generator: torch.Generator) -> Tensor:
         clip = torch.multinomial(chances, batch, replacement=True, generator=generator)
         time = (1000 * torch.rand(batch, generator=generator).sqrt()).long().clamp(max=999)
         noisy, noise = _noised(latents[clip].float().transpose(1, 2), alphas[time], generator)  # b c f h w
         dropped = torch.rand(batch, 1, 1, generator=generator) < DROP
         prompt = torch.where(dropped, empty[None], text[clip]).repeat_interleave(frames, dim=0)  # (b f) tokens dim
-        weight = importance[clip][:, None].float()  # b 1 f h w
-        return noise_loss(unet(noisy, time, prompt).sample, noise, alphas[time], weight)
+        given = (flow[clip].float(), (torch.rand(batch, generator=generator) < HINTED).float())
+        hinted = {
+            f"{path}.attn1": HintedAttention(block.attn1, hint, *given)
+            for (path, block), hint in zip(sites.items(), hints.values(), strict=True)
+        }
+        with inject(unet, hinted):
+            predicted = unet(noisy, time, prompt).sample
+        return noise_loss(predicted, noise, alphas[time], importance[clip][:, None].float())
+
+    def pieces_loss(generator: torch.Generator) -> Tensor:
+        clip = torch.multinomial(chances, 2 * batch, replacement=True, generator=generator)
+        rows = torch.randint(height - PIECE + 1, (2 * batch,), generator=generator).tolist()
+        columns = torch.randint(width - PIECE + 1, (2 * batch,), generator=generator).tolist()
+
+        def cut(maps: Tensor) -> Tensor:
+            places = zip(maps[clip].float(), rows, columns, strict=True)
+            return torch.stack([part[..., y : y + PIECE, x : x + PIECE] for part, y, x in places])
+
+        forwards = (cut(latents), cut(flow))
+        clean, moved = (torch.cat(pair) for pair in zip(forwards, backwards(*forwards), strict=True))
+        time = (REFERENCE_TIMES * torch.rand(len(clean), generator=generator)).long()
+        noisy, _ = _noised(clean.transpose(1, 2), alphas[time], generator)  # b c f h w
+        with capture(norms) as features:
+            unet(noisy, time, empty.expand(len(clean) * frames, -1, -1))
+        return flow_error(features, heads, moved)
+
+    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+        return whole_loss(generator) + pieces_loss(generator)
 
     motion = [p for name, p in unet.named_parameters() if "motion_modules" in name]
+    motion += [*heads.parameters(), *hints.parameters()]
     spatial = [p for name, p in unet.named_parameters() if "motion_modules" not in name]
     groups = [{"params": motion, "lr": lr}, {"params": spatial, "lr": spatial_lr}]
     train("clips", groups, loss_of, steps, checkpoint, seed)
+
+
+def backwards(clean: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+    """Clips [b, f, ...] and their flow [b, f, 2, ...] as they are when played backwards."""
+    turned = -flow.flip(1)
+    return clean.flip(1), torch.cat([turned[:, 1:], turned[:, -1:]], dim=1)  # the flow's last frame repeats
 
 
 def build_image_unet() -> UNet2DConditionModel:
@@ -182,13 +282,40 @@ def build_image_unet() -> UNet2DConditionModel:
 
 
 def to_video_unet(unet: UNet2DConditionModel) -> VideoUNet:
-    """A VideoUNet with the spatial weights of `unet` and fresh motion modules, whose outputs start at zero."""
+    """A VideoUNet with the spatial weights of `unet` and fresh motion modules: see `start_as_neighbours`."""
     video = build_unet(UNET_CONFIG)
     missing, unexpected = video.load_state_dict(unet.state_dict(), strict=False)
     if unexpected or any("motion_modules" not in name for name in missing):
         raise ValueError(f"the two UNets do not match: {[*missing, *unexpected][:3]}")
     for module in video.modules():
         if isinstance(module, MotionModule):
-            torch.nn.init.zeros_(module.proj_out.weight)
-            torch.nn.init.zeros_(module.proj_out.bias)
+            start_as_neighbours(module)
     return video
+
+
+@torch.no_grad()
+def start_as_neighbours(module: MotionModule) -> None:
+    """Fresh weights: nothing is added yet, and head n of each attention looks at the frame NEIGHBOURS[n] away.
+
+    p(f), the sinusoidal position of frame f, holds pairs (sin w f, cos w f); turning each pair by w d gives p(f + d).
+    So with q the turned and k the plain pairs of the first channels, q . k is largest at the frame d away. On these
+    channels the content is turned down, so that the positions decide; the last heads start at random. In a trial of 150
+    steps on nothing but the optical flow, 0.36 of its variance was read from here, and 0.24 from modules that had been
+    trained for 2,600 steps without such a start.
+    """
+    nn.init.zeros_(module.proj_out.weight)
+    nn.init.zeros_(module.proj_out.bias)
+    for block in module.transformer_blocks:
+        stages = ((block.norm1, block.attn1), (block.norm2, block.attn2))
+        for (norm, attention), offsets in zip(stages, NEIGHBOURS, strict=True):
+            channels, heads = attention.to_q.in_features, attention.heads
+            width = channels // heads
+            rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / channels))
+            gain = (NEAREST * math.sqrt(width) / (1 - rates.cos()).sum()).sqrt()  # NEAREST more than the next frame
+            norm.weight[:width] = QUIET
+            for head, offset in enumerate(offsets):
+                rows = slice(head * width, (head + 1) * width)
+                cos, sin = (rates * offset).cos(), (rates * offset).sin()
+                turns = torch.stack([cos, sin, -sin, cos], dim=-1).view(-1, 2, 2)
+                attention.to_q.weight[rows] = gain * F.pad(torch.block_diag(*turns), (0, channels - width))
+                attention.to_k.weight[rows] = gain * torch.eye(width, channels)
