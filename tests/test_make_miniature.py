@@ -14,7 +14,6 @@ from animatediff.miniature.base import (
     FLOW_SCALE,
     NEIGHBOURS,
     SUBJECT_WEIGHT,
-    HintedAttention,
     backwards,
     build_image_unet,
     flow_error,
@@ -143,15 +142,6 @@ def test_flow_error_is_nothing_where_the_head_reads_the_flow(coarser):
     head.weight.data = FLOW_SCALE * torch.eye(2)
     assert flow_error({"site": held}, torch.nn.ModuleDict({"site": head}), flow) < 1e-10
     assert flow_error({"site": held.flip(-1)}, torch.nn.ModuleDict({"site": head}), flow) > 0.1
-
-
-def test_a_hint_is_added_to_the_clips_that_are_given_one():
-    flow = torch.randn(2, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    tokens = torch.randn(8, 3, 2, generator=torch.Generator().manual_seed(1))  # two clips of 2x2 places: (b h w) f c
-    hinted = HintedAttention(torch.nn.Identity(), torch.nn.Identity(), flow, torch.tensor([0.0, 1.0]))(tokens)
-    assert torch.equal(hinted[:4], tokens[:4])
-    mean = FLOW_SCALE * flow[1, 2, :, 2:, :2].mean((1, 2))  # of the lower left quarter, in the last frame
-    assert torch.allclose(hinted[6, 2], tokens[6, 2] + mean)
 
 
 def test_an_interrupted_stage_ends_with_the_weights_of_an_unbroken_one(tmp_path):

@@ -21,7 +21,7 @@ from animatediff.miniature.text import WIDTH
 from animatediff.models import VideoUNet, build_unet
 from animatediff.models.adapter import site_paths
 from animatediff.models.motion_module import MotionModule
-from animatediff.models.taps import capture, inject
+from animatediff.models.taps import capture
 from animatediff.pipelines.loading import build_scheduler
 
 UNET_CONFIG: dict[str, Any] = {
@@ -40,7 +40,7 @@ SUBJECT_WEIGHT, NEAR = 8.0, 1.0  # see subject_importance
 MOVING_GROUND_WEIGHT = 3.0  # while the motion modules are trained
 FLOW_SCALE = 4.0  # see flow_error; places that move do so by about 1 / FLOW_SCALE latents a frame
 PIECE, PIECES, PIECE_TIMES = 8, 5, 750  # see train_frames
-HINTED, REFERENCE_TIMES = 0.5, 400  # see train_clips
+FLOW_WEIGHT, REFERENCE_TIMES = 0.3, 400  # see train_clips
 NEIGHBOURS = ((-1, 1, -2, 2, -4, 4, 0), (-1, 1, -3, 3, -6, 6))  # see start_as_neighbours
 NEAREST, QUIET = 3.0, 0.1
 
@@ -105,19 +105,6 @@ def flow_error(features: Mapping[str, Tensor], heads: nn.ModuleDict, flow: Tenso
     read = {key: head(features[key]) for key, head in heads.items()}
     wanted = {key: flow_tokens(flow, len(features[key]) // len(flow)) for key in read}
     return torch.stack([(read[key] - wanted[key]).square().mean() for key in read]).mean()
-
-
-class HintedAttention(nn.Module):
-    """`attention`, to whose output of (b h w) f c a `hint` on `flow` [b, f, 2, H, W] is added; `given` [b]: 1 or 0."""
-
-    def __init__(self, attention: nn.Module, hint: nn.Module, flow: Tensor, given: Tensor) -> None:
-        super().__init__()
-        self.attention, self.hint, self.flow, self.given = attention, hint, flow, given
-
-    def forward(self, hidden_states: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        places = len(hidden_states) // len(self.given)
-        hint = self.hint(flow_tokens(self.flow, places)) * self.given.repeat_interleave(places)[:, None, None]
-        return self.attention(hidden_states, *arguments, **options) + hint
 
 
 def _noised(latents: Tensor, alphas: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -210,23 +197,16 @@ def train_clips(
     Timesteps are drawn in proportion to themselves: at low ones every frame shows what it is, and how frames hang
     together has nothing to add.
 
-    Two things that a large model finds out for itself on millions of clips, this one is taught, at the temporal blocks
-    of the up blocks; what teaches them is no part of the model.
-
-    - To know how places move: linear heads read the flow off the features of pieces, PIECE latents a side, noised and
-      prompted as references are; each piece forwards and backwards, so that what tells a motion from its reverse does
-      not drown in what tells clips apart.
-    - To draw a motion that noise still hides: for half of the clips, the flow is added to the features as a hint. A
-      texture that nobody has said to move is drawn still before anything shows whether it does.
+    Beside the noise, linear heads learn to read the flow off the temporal features of the up blocks. How a place moves
+    is what a large model finds out for itself on millions of clips; this one is told to keep it there. The heads are
+    not part of the model. They read whole clips and, at the same cost, four times as many pieces, PIECE latents a side,
+    noised and prompted as references are; each piece forwards and backwards, so that what tells a motion from its
+    reverse does not drown in what tells clips apart.
     """
     alphas = build_scheduler("ddim").alphas_cumprod
     frames, (height, width) = latents.shape[1], latents.shape[-2:]
-    sites = {path: unet.get_submodule(path) for path in site_paths(unet, "up")}
-    norms = {path.replace(".", "-"): block.norm2 for path, block in sites.items()}
+    norms = {path.replace(".", "-"): unet.get_submodule(path).norm2 for path in site_paths(unet, "up")}
     heads = nn.ModuleDict({key: nn.Linear(norm.normalized_shape[0], 2) for key, norm in norms.items()})
-    hints = nn.ModuleDict({key: nn.Linear(2, norm.normalized_shape[0]) for key, norm in norms.items()})
-    for hint in hints.parameters():
-        nn.init.zeros_(hint)
 
     def whole_loss(generator: torch.Generator) -> Tensor:
         clip = torch.multinomial(chances, batch, replacement=True, generator=generator)
@@ -234,14 +214,10 @@ def train_clips(
         noisy, noise = _noised(latents[clip].float().transpose(1, 2), alphas[time], generator)  # b c f h w
         dropped = torch.rand(batch, 1, 1, generator=generator) < DROP
         prompt = torch.where(dropped, empty[None], text[clip]).repeat_interleave(frames, dim=0)  # (b f) tokens dim
-        given = (flow[clip].float(), (torch.rand(batch, generator=generator) < HINTED).float())
-        hinted = {
-            f"{path}.attn1": HintedAttention(block.attn1, hint, *given)
-            for (path, block), hint in zip(sites.items(), hints.values(), strict=True)
-        }
-        with inject(unet, hinted):
+        with capture(norms) as features:
             predicted = unet(noisy, time, prompt).sample
-        return noise_loss(predicted, noise, alphas[time], importance[clip][:, None].float())
+        told = FLOW_WEIGHT * flow_error(features, heads, flow[clip].float())
+        return noise_loss(predicted, noise, alphas[time], importance[clip][:, None].float()) + told
 
     def pieces_loss(generator: torch.Generator) -> Tensor:
         clip = torch.multinomial(chances, 2 * batch, replacement=True, generator=generator)
@@ -264,7 +240,7 @@ def train_clips(
         return whole_loss(generator) + pieces_loss(generator)
 
     motion = [p for name, p in unet.named_parameters() if "motion_modules" in name]
-    motion += [*heads.parameters(), *hints.parameters()]
+    motion += heads.parameters()
     spatial = [p for name, p in unet.named_parameters() if "motion_modules" not in name]
     groups = [{"params": motion, "lr": lr}, {"params": spatial, "lr": spatial_lr}]
     train("clips", groups, loss_of, steps, checkpoint, seed)
