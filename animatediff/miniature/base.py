@@ -276,8 +276,8 @@ def start_as_neighbours(module: MotionModule) -> None:
     p(f), the sinusoidal position of frame f, holds pairs (sin w f, cos w f); turning each pair by w d gives p(f + d).
     So with q the turned and k the plain pairs of the first channels, q . k is largest at the frame d away. On these
     channels the content is turned down, so that the positions decide; the last heads start at random. In a trial of 150
-    steps on nothing but the optical flow, 0.36 of its variance could be read in the last up block, and 0.24 from modules
-    that had been trained for 2,600 steps without such a start.
+    steps on nothing but the optical flow, 0.36 of its variance could be read in the last up block, and 0.24 in that of
+    modules that had been trained for 2,600 steps without such a start.
     """
     nn.init.zeros_(module.proj_out.weight)
     nn.init.zeros_(module.proj_out.bias)
