@@ -113,6 +113,12 @@ def _noised(latents: Tensor, alphas: Tensor, generator: torch.Generator) -> tupl
     return scale.sqrt() * latents + (1 - scale).sqrt() * noise, noise
 
 
+def _pieces(maps: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+    """From each of `maps` [n, ..., h, w] the piece whose first row and column are given: [n, ..., PIECE, PIECE]."""
+    places = zip(maps, rows, columns, strict=True)
+    return torch.stack([part[..., y : y + PIECE, x : x + PIECE] for part, y, x in places])
+
+
 def _drop_captions(tokens: Tensor, empty: Tensor, generator: torch.Generator) -> Tensor:
     """`tokens` [n, LENGTH] with a random tenth replaced by the empty prompt's [LENGTH]."""
     dropped = torch.rand(len(tokens), 1, generator=generator) < DROP
@@ -160,13 +166,9 @@ def train_frames(
         columns = corners[batch:, 0].clamp(0, width - PIECE).tolist()
         rows = corners[batch:, 1].clamp(0, height - PIECE).tolist()
         clean, weight = latents[clip, frame], importance[clip, frame]  # b 4 h w, b h w
-
-        def cut(maps: Tensor) -> Tensor:
-            places = zip(maps[batch:], rows, columns, strict=True)
-            return torch.stack([part[..., y : y + PIECE, x : x + PIECE] for part, y, x in places])
-
         whole = loss_at(clip[:batch], time[:batch], clean[:batch], weight[:batch], generator)
-        pieces = loss_at(clip[batch:], time[batch:] * PIECE_TIMES // 1000, cut(clean), cut(weight), generator)
+        part, importances = (_pieces(maps[batch:], rows, columns) for maps in (clean, weight))
+        pieces = loss_at(clip[batch:], time[batch:] * PIECE_TIMES // 1000, part, importances, generator)
         return (whole + pieces) / 2
 
     parameters = [*unet.parameters(), *encoder.parameters()]
@@ -223,12 +225,7 @@ def train_clips(
         clip = torch.multinomial(chances, 2 * batch, replacement=True, generator=generator)
         rows = torch.randint(height - PIECE + 1, (2 * batch,), generator=generator).tolist()
         columns = torch.randint(width - PIECE + 1, (2 * batch,), generator=generator).tolist()
-
-        def cut(maps: Tensor) -> Tensor:
-            places = zip(maps[clip].float(), rows, columns, strict=True)
-            return torch.stack([part[..., y : y + PIECE, x : x + PIECE] for part, y, x in places])
-
-        forwards = (cut(latents), cut(flow))
+        forwards = (_pieces(latents[clip].float(), rows, columns), _pieces(flow[clip].float(), rows, columns))
         clean, moved = (torch.cat(pair) for pair in zip(forwards, backwards(*forwards), strict=True))
         time = (REFERENCE_TIMES * torch.rand(len(clean), generator=generator)).long()
         noisy, _ = _noised(clean.transpose(1, 2), alphas[time], generator)  # b c f h w
