@@ -30,7 +30,7 @@ from animatediff.models import EfficientMT
 from animatediff.pipelines.loading import load_components
 from animatediff.training.checkpoints import Progress, find_checkpoint, load_checkpoint, save_adapter, save_checkpoint
 from animatediff.training.config import TrainingConfig, read_config
-from animatediff.training.objective import loss_weight, noise_loss, published_noise_schedule
+from animatediff.training.objective import loss_weight, noise_loss, published_noise_schedule, wanted_prediction
 from animatediff.training.optimizer import build_average, build_optimizer, build_schedule
 from animatediff.training.report import Meter, closing_lines, describe_run
 from animatediff.training.samples import Batch, Consumption, Samples, batches
@@ -87,7 +87,7 @@ def train(config: TrainingConfig) -> None:
     rule = sample_rule(config, components)
     samples = Samples(PairOrder(data.train, config.seed), rule, data.inputs.read)
     stream = batches(samples, run, progress.samples, config.max_steps - progress.step, data.workers)
-    objective = Objective(config, accelerator, data.inputs, published_noise_schedule())
+    objective = Objective(config, accelerator, data.inputs, published_noise_schedule(components.prediction_type))
     meter = Meter(accelerator.device, run.per_step * config.targets_per_reference)
     start_trackers(accelerator, config)
     if accelerator.is_main_process:
@@ -137,7 +137,7 @@ def train(config: TrainingConfig) -> None:
 
 @dataclass(frozen=True)
 class Objective:
-    """The method (EfficientMT, section 3): extract the reference's motion, predict the targets' noise under it."""
+    """The method (EfficientMT, section 3): extract the reference's motion, predict the targets' noise or v under it."""
 
     config: TrainingConfig
     accelerator: Accelerator
@@ -164,7 +164,8 @@ class Objective:
             self.config.loss_weighting,
             self.config.loss_weight_max,
         )
-        return noise_loss(prediction, batch.target_noise, weight)
+        wanted = wanted_prediction(self.noise_schedule, target, batch.target_noise, batch.timesteps)
+        return noise_loss(prediction, wanted, weight)
 
 
 def due(step: int, every: int, last: int) -> bool:

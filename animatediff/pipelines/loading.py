@@ -41,7 +41,7 @@ from animatediff.models.checkpoints import (
 )
 from animatediff.models.sparsectrl import load_original_sparsectrl, merge_domain_adapter
 from animatediff.models.unet import VideoUNet, build_unet
-from animatediff.pipelines.base import BETAS, VideoPipeline
+from animatediff.pipelines.base import BETAS, PREDICTIONS, VideoPipeline
 from animatediff.pipelines.efficientmt import EfficientMTPipeline
 from animatediff.pipelines.motionclone import MotionCloneConfig, MotionClonePipeline
 
@@ -80,6 +80,7 @@ class Components:
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     unet: VideoUNet
+    prediction_type: str = "epsilon"  # one of PREDICTIONS
 
 
 def load_pipeline(
@@ -91,9 +92,8 @@ def load_pipeline(
     """The whole pipeline from published files (or files of that layout), on `device` in `dtype`."""
     base = load_components(weights, dtype)
     adapter = load_adapter(base.unet, weights.ckpt_path)
-    pipeline = EfficientMTPipeline(
-        base.vae, base.text_encoder, base.tokenizer, base.unet, adapter, build_scheduler(scheduler)
-    )
+    sampler = build_scheduler(scheduler, base.prediction_type)
+    pipeline = EfficientMTPipeline(base.vae, base.text_encoder, base.tokenizer, base.unet, adapter, sampler)
     load_loras(pipeline, weights)
     return pipeline.to(device)
 
@@ -113,8 +113,9 @@ def load_motionclone(
     if weights.sparsectrl_path:
         state = read_state_dict(weights.sparsectrl_path)
         controlnet = load_original_sparsectrl(base.unet, state, weights.sparsectrl_path)
+    sampler = build_scheduler("ddim", base.prediction_type)
     pipeline = MotionClonePipeline(
-        base.vae, base.text_encoder, base.tokenizer, base.unet, build_scheduler("ddim"), controlnet, settings
+        base.vae, base.text_encoder, base.tokenizer, base.unet, sampler, controlnet, settings
     )
     load_loras(pipeline, weights)
     return pipeline.to(device)
@@ -144,7 +145,8 @@ def load_components(weights: Weights, dtype: torch.dtype = torch.float32) -> Com
         _load_dreambooth(weights.dreambooth_path, unet, unet_config, vae, text_encoder)
     for model in (unet, vae, text_encoder):
         model.requires_grad_(False).eval()
-    return Components(vae, text_encoder, _load_tokenizer(folder / "tokenizer"), unet)
+    prediction_type = _prediction_type(folder / "scheduler" / "scheduler_config.json")
+    return Components(vae, text_encoder, _load_tokenizer(folder / "tokenizer"), unet, prediction_type)
 
 
 def load_adapter(unet: VideoUNet, ckpt_path: str) -> Adapter:
@@ -208,12 +210,15 @@ def load_loras(pipeline: VideoPipeline, weights: Weights) -> None:
         pipeline.set_adapters(names, [weights.lora_scale] * len(names))
 
 
-def build_scheduler(name: str) -> SchedulerMixin:
-    """A sampler by name on the published noise schedule: linear betas 0.00085..0.012, steps_offset 1."""
+def build_scheduler(name: str, prediction_type: str = "epsilon") -> SchedulerMixin:
+    """A sampler by name on the published noise schedule: linear betas 0.00085..0.012, steps_offset 1.
+
+    prediction_type: what the backbone predicts, one of PREDICTIONS: the noise, as the published weights do, or v.
+    """
     if name not in SCHEDULERS:
         raise UserError(f"unknown scheduler '{name}'; {nearest(name, list(SCHEDULERS))}")
     kind, options = SCHEDULERS[name]
-    return kind(**BETAS, steps_offset=1, **options)
+    return kind(**BETAS, steps_offset=1, prediction_type=prediction_type, **options)
 
 
 def weight_files(weights: Weights) -> dict[str, Path]:
@@ -233,6 +238,14 @@ def weight_files(weights: Weights) -> dict[str, Path]:
     if weights.ckpt_path and files["adapter"].is_dir():
         files["adapter"] = _weights_in(files["adapter"], *_DIFFUSERS)
     return files
+
+
+def _prediction_type(path: Path) -> str:
+    """What the UNet beside this scheduler's config predicts; noise where the folder does not tell, as SD1.5 does."""
+    found = read_json(path).get("prediction_type", "epsilon") if path.is_file() else "epsilon"
+    if found not in PREDICTIONS:
+        raise UserError(f"{path} has prediction_type '{found}', expected one of {', '.join(PREDICTIONS)}")
+    return found
 
 
 def _read_component(folder: Path, *stems: str) -> tuple[str, StateDict]:

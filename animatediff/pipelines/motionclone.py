@@ -174,6 +174,7 @@ class MotionClonePipeline(VideoPipeline):
                     cool_down=settings.cool_down_steps,
                     control=control,
                     callback=self._step_callback(callback_on_step_end, timesteps, bar),
+                    prediction_type=self.scheduler.config.prediction_type,
                 )
             results.append(result)
         videos = torch.cat(results)

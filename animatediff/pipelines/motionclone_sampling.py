@@ -91,6 +91,12 @@ def ddim_step(
     return abar_next**0.5 * x0 + (1 - abar_next) ** 0.5 * direction
 
 
+def noise_of_velocity(latents: torch.Tensor, velocity: torch.Tensor, timestep: int) -> torch.Tensor:
+    """The noise in `latents` where the backbone predicts v (Salimans and Ho 2022, appendix D); all of one shape."""
+    abar = alpha_at(timestep)
+    return abar**0.5 * velocity + (1 - abar) ** 0.5 * latents
+
+
 def sample(
     unet: UNetMotionModel,
     latents: torch.Tensor,
@@ -106,12 +112,14 @@ def sample(
     cool_down: int = 10,
     control: Control | None = None,
     callback: Callback | None = None,
+    prediction_type: str = "epsilon",
 ) -> torch.Tensor:
     """Latents (1 c f h w) from initial noise, under text (2 tokens dim): [negative, positive], moving like `motion`.
 
     guidance_scale: see `uneven_timesteps`. cfg_scale: e_c + cfg_scale (e_c - e_u), one less than diffusers' scale.
     The state is float32 whatever the backbone's dtype; the result has the dtype of `latents`. `callback(i, latents)`
-    follows each step and may return other latents. UserError at the step where NaN or infinite values arise.
+    follows each step and may return other latents. prediction_type: what the backbone predicts, one of PREDICTIONS.
+    UserError at the step where NaN or infinite values arise.
     """
     timesteps = uneven_timesteps(num_inference_steps, guidance_steps, guidance_scale)
     dtype, latents = latents.dtype, latents.float()
@@ -121,6 +129,8 @@ def sample(
             noise, score = _guided(unet, latents, t, text, motion, cfg_scale, weight * ramp, control)
         else:
             noise, score = _unguided(unet, latents, t, text, cfg_scale, control), None
+        if prediction_type == "v_prediction":
+            noise = noise_of_velocity(latents, noise, t)
         latents = ddim_step(latents, noise, t, following, score)
         _check_finite(latents, score, i, num_inference_steps)
         changed = callback(i, latents) if callback else None

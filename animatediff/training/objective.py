@@ -51,19 +51,29 @@ def loss_weight(timestep: torch.Tensor, alphas_cumprod: torch.Tensor, weighting:
 
     none: 1, as published. inverse_alpha_bar: 1 / alpha_bar(t), at most `largest`. The error of the noise times
     (1 - alpha_bar) / alpha_bar is the error of the clean latents, so this weighs all high noise levels by what they
-    contribute to the picture; plain MSE leaves next to nothing there, where the reference is what decides.
+    contribute to the picture; plain MSE leaves next to nothing there, where the reference is what decides. The error
+    of v is that of the noise over alpha_bar already: a backbone that predicts v needs no weight.
     """
     if weighting == "none":
         return torch.ones(timestep.shape, device=timestep.device)
     return (1 / alphas_cumprod.to(timestep.device)[timestep]).clamp(max=largest).float()
 
 
-def noise_loss(prediction: torch.Tensor, noise: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted mean squared error of the predicted noise, both (b c f h w), weight (b,); float32 scalar."""
-    error = F.mse_loss(prediction.float(), noise.float(), reduction="none").mean(dim=(1, 2, 3, 4))
+def wanted_prediction(
+    schedule: DDPMScheduler, clean: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
+) -> torch.Tensor:
+    """What the backbone should predict, as `schedule` names it: the noise, or v = sqrt(abar) noise - sqrt(1 - abar)
+    clean (Salimans and Ho 2022). clean and noise (b c f h w), timestep (b,); (b c f h w)."""
+    return noise if schedule.config.prediction_type == "epsilon" else schedule.get_velocity(clean, noise, timestep)
+
+
+def noise_loss(prediction: torch.Tensor, wanted: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted mean squared error of what is predicted, both (b c f h w), weight (b,); float32 scalar."""
+    error = F.mse_loss(prediction.float(), wanted.float(), reduction="none").mean(dim=(1, 2, 3, 4))
     return (weight * error).mean()
 
 
-def published_noise_schedule() -> DDPMScheduler:
-    """The forward process: linear betas 0.00085..0.012 over 1000 steps."""
-    return DDPMScheduler(num_train_timesteps=TRAINING_STEPS, **BETAS, clip_sample=False)
+def published_noise_schedule(prediction_type: str = "epsilon") -> DDPMScheduler:
+    """The forward process, linear betas 0.00085..0.012 over 1000 steps, and what is predicted (one of PREDICTIONS)."""
+    options = {"num_train_timesteps": TRAINING_STEPS, "clip_sample": False, "prediction_type": prediction_type}
+    return DDPMScheduler(**BETAS, **options)

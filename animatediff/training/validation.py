@@ -76,7 +76,7 @@ def write_validation(
     Returns the mean of every measure, over the clips that have it.
     """
     parts = (components.vae, components.text_encoder, components.tokenizer, components.unet)
-    pipeline = EfficientMTPipeline(*parts, adapter, build_scheduler("ddim"))
+    pipeline = EfficientMTPipeline(*parts, adapter, build_scheduler("ddim", components.prediction_type))
     pipeline.set_progress_bar_config(disable=True)
     rows: list[dict[str, object]] = []
     values: dict[str, list[float]] = {}

@@ -1,5 +1,6 @@
 """The published program's own run, and everything that comes from diffusers, on tiny models."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -212,6 +213,17 @@ class TestFromDiffusers:
     def test_schedulers(self, fresh, short, name):
         fresh.scheduler = build_scheduler(name)
         assert torch.isfinite(sample(fresh, short, num_inference_steps=4)).all()
+
+    def test_a_backbone_that_predicts_v_is_known_by_the_folder(self, tiny_weights, tmp_path):
+        folder = tmp_path / "base"
+        shutil.copytree(tiny_weights.pretrained_model_path, folder)
+        build_scheduler("ddim", "v_prediction").save_pretrained(folder / "scheduler")
+        pipe = load_pipeline(replace(tiny_weights, pretrained_model_path=str(folder)), "euler")
+        assert pipe.scheduler.config.prediction_type == "v_prediction"
+        config = folder / "scheduler" / "scheduler_config.json"
+        config.write_text(config.read_text().replace("v_prediction", "sample"))
+        with pytest.raises(UserError, match="prediction_type 'sample', expected one of epsilon, v_prediction"):
+            load_pipeline(replace(tiny_weights, pretrained_model_path=str(folder)))
 
     def test_callback_can_stop_and_change(self, pipe, short):
         seen = []

@@ -10,6 +10,7 @@ from animatediff.training.objective import (
     loss_weight,
     noise_loss,
     published_noise_schedule,
+    wanted_prediction,
 )
 
 
@@ -50,6 +51,19 @@ def test_loss_weights_are_one_or_the_clipped_inverse_of_alpha_bar() -> None:
     betas = torch.linspace(0.00085, 0.012, 1000, dtype=torch.float64)
     expected = [1 / (1 - 0.00085), 1 / (1 - betas)[:401].prod().item(), 30.0]
     assert weights.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_error_on_v_is_that_on_the_noise_over_alpha_bar() -> None:
+    clean, noise = torch.randn(2, 2, 1, 2, 1, 1, generator=generator_for(0), dtype=torch.float64)
+    timestep = torch.tensor([300, 900])
+    schedule = published_noise_schedule("v_prediction")
+    assert wanted_prediction(published_noise_schedule(), clean, noise, timestep) is noise
+    abar = schedule.alphas_cumprod.double()[timestep].view(2, 1, 1, 1, 1)
+    guess = noise + 0.1  # what follows for v where the noisy clip is given
+    noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
+    v = abar.sqrt() * guess - (1 - abar).sqrt() * (noisy - (1 - abar).sqrt() * guess) / abar.sqrt()
+    error = (v - wanted_prediction(schedule, clean, noise, timestep)).square()
+    assert torch.allclose(error, (0.01 / abar).expand_as(error), rtol=1e-5)
 
 
 def test_noise_loss_weighs_each_sample() -> None:
