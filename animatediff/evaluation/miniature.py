@@ -26,6 +26,7 @@ JOBS = 64
 BUNDLED = ("line", "orbit", "zigzag", "bounce", "grow", "pan")
 FIRST_SEED = 900_000  # of the held-out draws
 STILL = 0.005  # of the frame's width per frame: a reference that moves less stands still
+GROWS = 1.2  # a subject whose radius changes by less over the clip keeps its size
 UNSEEN = 50.0  # percent of the frame's width: the distance of a subject that is not there
 
 
@@ -114,6 +115,22 @@ def mean_distance(track: Array, reference: Array, width: int) -> float:
     return float(np.where(np.isnan(distance), UNSEEN, distance).mean())
 
 
+def size_followed(covers: Array, radii: Array) -> float:
+    """The share of the wanted change of size that is there: 1 all of it, 0 none, below 0 the other way round.
+
+    The slope of the logarithm of the subject's extent, the root of its area in `covers` [f, h, w], against that of the
+    wanted `radii` [f], by least squares over the frames that show it. nan where the radii change by less than GROWS.
+    """
+    wanted = np.log(radii)
+    if np.ptp(wanted) < np.log(GROWS):
+        return float("nan")
+    area = covers.sum(axis=(1, 2))
+    seen = area > 0
+    if seen.sum() < 2:
+        return 0.0
+    return float(np.polyfit(wanted[seen], np.log(area[seen]) / 2, 1)[0])
+
+
 def camera_steps(frames: Frames, colour: str | None) -> Array:
     """The background's motion from each frame to the next as similarities in pixels: [f - 1, 2, 3], nan if lost."""
     hidden = np.zeros(frames.shape[:3]) if colour is None else subject_cover(frames, colour)
@@ -152,8 +169,8 @@ def camera_cosine(steps: Array, reference: Array, size: tuple[int, int]) -> floa
 def score(frames: Frames, job: Job, backwards: bool = False) -> dict[str, Any]:
     """All measures of one generated clip [f, h, w, 3], RGB, against its job; `backwards`: against the reversed motion.
 
-    Keys: cosine, distance (percent of the width), camera (cosine; nan where the camera is still), and the truth values
-    colour, shape, pattern, ground, background, leak.
+    Keys: cosine, distance (percent of the width), camera (cosine; nan where the camera is still), size (see
+    `size_followed`), and the truth values colour, shape, pattern, ground, background, leak.
     """
     wanted = Clip(job.content, job.reference.motion.reversed(), job.reference.size) if backwards else job.wanted
     reading = read_clip(frames)
@@ -166,9 +183,14 @@ def score(frames: Frames, job: Job, backwards: bool = False) -> dict[str, Any]:
         "cosine": displacement_cosine(reading.track, wanted.track(), width),
         "distance": mean_distance(reading.track, wanted.track(), width),
         "camera": camera,
+        "size": size_followed(_covers(frames, reading), wanted.radii()),
         **_content_measures(reading, job),
         "leak": shows_colour(frames, job.reference.content.colour),
     }
+
+
+def _covers(frames: Frames, reading: Reading) -> Array:
+    return np.zeros(frames.shape[:3]) if reading.colour is None else subject_cover(frames, reading.colour)
 
 
 def _content_measures(reading: Reading, job: Job) -> dict[str, bool]:

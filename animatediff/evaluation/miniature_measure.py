@@ -30,6 +30,7 @@ class Miniature:
         Column("subject_cosine", "subject motion cosine", "higher"),
         Column("subject_distance", "subject distance", "lower", "% of width", 2),
         Column("camera_cosine", "camera motion cosine", "higher"),
+        Column("subject_size", "subject size followed", "higher"),
         Column("colour", "colour right", "higher", "%", 1),
         Column("shape", "shape right", "higher", "%", 1),
         Column("background", "background right", "higher", "%", 1),
@@ -51,6 +52,7 @@ class Miniature:
             "subject_cosine": found["cosine"],
             "subject_distance": found["distance"],
             "camera_cosine": found["camera"],
+            "subject_size": found["size"],
             **{key: 100.0 * found[key] for key in SHARES},
         }
         return Measured({key: math.nan if value is None else float(value) for key, value in values.items()})

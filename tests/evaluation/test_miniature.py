@@ -17,6 +17,7 @@ from animatediff.evaluation.miniature import (
     heldout_jobs,
     mean_distance,
     score,
+    size_followed,
     write_jobs,
 )
 
@@ -41,6 +42,8 @@ def test_the_perfect_answer_scores_perfectly(number):
     assert np.isnan(found["cosine"]) or found["cosine"] > 0.98
     assert np.isnan(found["camera"]) == (number < 9)
     assert np.isnan(found["camera"]) or found["camera"] > 0.98
+    assert np.isnan(found["size"]) == (number not in (6, 10, 11))
+    assert np.isnan(found["size"]) or found["size"] == pytest.approx(1, abs=0.1)
     assert all(found[name] for name in ("colour", "shape", "pattern", "ground", "background"))
     assert not found["leak"]
 
@@ -74,6 +77,21 @@ def test_distance_by_hand():
     reference = np.zeros((2, 2))
     assert mean_distance(np.array([[3.0, 4], [0, 0]]), reference, 50) == pytest.approx(5)
     assert mean_distance(np.array([[3.0, 4], [np.nan, np.nan]]), reference, 50) == pytest.approx(5 + UNSEEN / 2)
+
+
+def test_size_followed_by_hand():
+    radii = np.geomspace(4, 8, 5)
+    disc = np.hypot(*(np.mgrid[:64, :64] - 31.5))
+    grown = np.stack([disc < r for r in 1.3 * radii]).astype(float)  # too large throughout, and growing as it should
+    assert size_followed(grown, radii) == pytest.approx(1, abs=0.05)
+    assert size_followed(grown[::-1], radii) == pytest.approx(-1, abs=0.05)
+    assert size_followed(grown[:1].repeat(5, axis=0), radii) == pytest.approx(0, abs=1e-9)
+    assert size_followed(np.stack([disc < r for r in np.geomspace(4, 8**0.5 * 2, 5)]), radii) == pytest.approx(
+        0.5, abs=0.05
+    )
+    grown[1:] = 0
+    assert size_followed(grown, radii) == size_followed(np.zeros_like(grown), radii) == 0
+    assert np.isnan(size_followed(grown, np.linspace(5, 5.9, 5)))
 
 
 def test_camera_cosine_knows_opposite_zooms():
