@@ -133,7 +133,7 @@ def size_followed(covers: Array, radii: Array) -> float:
 
 def camera_steps(frames: Frames, colour: str | None) -> Array:
     """The background's motion from each frame to the next as similarities in pixels: [f - 1, 2, 3], nan if lost."""
-    hidden = np.zeros(frames.shape[:3]) if colour is None else subject_cover(frames, colour)
+    hidden = subject_cover(frames, colour)
     tracker = LucasKanade(grid=12)
     steps = []
     for k in range(len(frames) - 1):
@@ -183,14 +183,10 @@ def score(frames: Frames, job: Job, backwards: bool = False) -> dict[str, Any]:
         "cosine": displacement_cosine(reading.track, wanted.track(), width),
         "distance": mean_distance(reading.track, wanted.track(), width),
         "camera": camera,
-        "size": size_followed(_covers(frames, reading), wanted.radii()),
+        "size": size_followed(subject_cover(frames, reading.colour), wanted.radii()),
         **_content_measures(reading, job),
         "leak": shows_colour(frames, job.reference.content.colour),
     }
-
-
-def _covers(frames: Frames, reading: Reading) -> Array:
-    return np.zeros(frames.shape[:3]) if reading.colour is None else subject_cover(frames, reading.colour)
 
 
 def _content_measures(reading: Reading, job: Job) -> dict[str, bool]:

@@ -42,7 +42,7 @@ class Reading:
 def read_clip(frames: Frames) -> Reading:
     """Everything at once."""
     colour = subject_colour(frames)
-    covers = np.zeros(frames.shape[:3]) if colour is None else subject_cover(frames, colour)
+    covers = subject_cover(frames, colour)
     shape = None if colour is None else subject_shape(covers)
     return Reading(colour, shape, background_pattern(frames, covers), background_ground(frames), centroids(covers))
 
@@ -70,8 +70,13 @@ def shows_colour(frames: Frames, colour: str) -> bool:
     return bool(seen.mean() >= 0.25)
 
 
-def subject_cover(frames: Frames, colour: str) -> Array:
-    """How much of each pixel the subject of `colour` covers, [f, h, w] in [0, 1]; only its largest piece counts."""
+def subject_cover(frames: Frames, colour: str | None) -> Array:
+    """How much of each pixel the subject of `colour` covers, [f, h, w] in [0, 1]; only its largest piece counts.
+
+    Zeros where there is no subject, None.
+    """
+    if colour is None:
+        return np.zeros(frames.shape[:3])
     pixels = frames.astype(np.float32)
     subject = (1 - SHADE / 2) * np.asarray(COLOURS[colour], np.float32)
     ground = np.asarray(GROUNDS[background_ground(frames)], np.float32)
