@@ -7,7 +7,7 @@ Lengths are in units of the frame's shorter side, origin at the frame's centre, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,9 @@ class Motion:
     """One motion over f frames: the subject's pose in the world and the camera's view of the world.
 
     centre [f, 2], scale [f] and angle [f] (radians, clockwise on screen) describe the subject before the camera;
-    the camera shows world point p at zoom * p + shift, with zoom [f] and shift [f, 2].
+    the camera shows world point p at zoom * p + shift, with zoom [f] and shift [f, 2]. `origin` [2] is where on the
+    ground world point 0 lies: as a track says where the subject is and not only how it moves, so a camera's motion says
+    where it looks, and the marks of any ground (animatediff/data/synthetic.py) pass it at the same places.
     """
 
     family: str
@@ -36,6 +38,7 @@ class Motion:
     angle: Array
     zoom: Array
     shift: Array
+    origin: Array
 
     @property
     def frames(self) -> int:
@@ -47,8 +50,8 @@ class Motion:
 
     def reversed(self) -> Motion:
         """The same motion played backwards."""
-        parts = (self.centre, self.scale, self.angle, self.zoom, self.shift)
-        return Motion(self.family, self.phase, *(part[::-1].copy() for part in parts))
+        names = ("centre", "scale", "angle", "zoom", "shift")
+        return replace(self, **{name: getattr(self, name)[::-1].copy() for name in names})
 
 
 Path = tuple[Array, Array, Array]  # centre [f, 2], scale [f], angle [f]
@@ -170,14 +173,15 @@ def sample_motion(seed: int, split: str = "train", family: str | None = None, fr
         raise ValueError(f"motion family is '{family}', expected one of {', '.join(FAMILIES)}")
     time = np.linspace(0.0, 1.0, frames)
     phase = _draw_phase(split, rng)
+    origin = np.random.default_rng([seed, 6, SPLITS.index(split)]).random(2)
     if family in CAMERA_FAMILIES:
-        return _camera_motion(family, time, phase, rng)
+        return _camera_motion(family, time, phase, origin, rng)
     centre, scale, angle = SUBJECT_FAMILIES[family](time, phase, rng)
     centre = _place(centre, LIMIT - RADIUS * scale, rng)
-    return Motion(family, phase, centre, scale, angle, np.ones(frames), np.zeros((frames, 2)))
+    return Motion(family, phase, centre, scale, angle, np.ones(frames), np.zeros((frames, 2)), origin)
 
 
-def _camera_motion(family: str, time: Array, phase: float, rng: np.random.Generator) -> Motion:
+def _camera_motion(family: str, time: Array, phase: float, origin: Array, rng: np.random.Generator) -> Motion:
     """A still subject seen by a moving camera."""
     scale, angle = _still(time)
     zoom, shift = np.ones_like(time), np.zeros((len(time), 2))
@@ -188,7 +192,7 @@ def _camera_motion(family: str, time: Array, phase: float, rng: np.random.Genera
         zoom = rng.uniform(0.8, 0.9) * rng.uniform(1.5, 1.75) ** time
         zoom = zoom if family == "zoom_in" else zoom[::-1].copy()
         centre = np.repeat(_direction(phase)[None] * rng.uniform(0.08, 0.14), len(time), axis=0)
-    return Motion(family, phase, centre, scale, angle, zoom, shift)
+    return Motion(family, phase, centre, scale, angle, zoom, shift, origin)
 
 
 def _place(path: Array, room: Array, rng: np.random.Generator) -> Array:

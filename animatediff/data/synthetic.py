@@ -33,14 +33,16 @@ GROUNDS: dict[str, tuple[int, int, int]] = {
     "teal": (52, 118, 112),
     "navy": (62, 66, 118),
 }
-CONTRAST = 26.0  # half the range of a background's texture, in grey levels
+CONTRAST = 40.0  # half the range of a background's texture, in grey levels
+WAVES = 1.9  # of a background's texture per unit of length, along both axes
+BEND = 0.55  # of each of three slow waves that displace the marks of a cloudy background, in radians
 SHADE = 0.24  # depth of the subject's own texture, as a share of its colour
 HELD_OUT_CONTENT = 6  # one combination in six is kept for evaluation
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a clip shows: names from SHAPES, COLOURS, PATTERNS and GROUNDS, and a seed for the textures' placement."""
+    """What a clip shows: names from SHAPES, COLOURS, PATTERNS and GROUNDS, and a seed for clouds and shading."""
 
     shape: str
     colour: str
@@ -71,7 +73,7 @@ def contents(split: str) -> list[Content]:
 
 
 def sample_content(seed: int, split: str = "train") -> Content:
-    """A content drawn from `seed`, with its own placement of textures."""
+    """A content drawn from `seed`, with a seed of its own for clouds and shading."""
     if split not in SPLITS:
         raise ValueError(f"split is '{split}', expected one of {', '.join(SPLITS)}")
     rng = np.random.default_rng([seed, 2, SPLITS.index(split)])
@@ -189,7 +191,8 @@ def render(clip: Clip) -> NDArray[np.uint8]:
     world = (screen[None] - shift[:, None, None]) / zoom[:, None, None, None]  # f h w 2
     rng = np.random.default_rng([content.texture, 5])
     still = not motion.moves_camera
-    texture = _background(content.pattern, world[:1] if still else world, rng)  # f or 1, h w
+    marked = (world[:1] if still else world) + motion.origin.astype(np.float32)
+    texture = _background(content.pattern, marked, rng)  # f or 1, h w
     ground = np.asarray(GROUNDS[content.ground], np.float32) + CONTRAST * texture[..., None]
     local = _to_local(world, motion)  # f h w 2
     pixel = 1 / (RADIUS * motion.scale * motion.zoom * clip.unit)
@@ -211,23 +214,30 @@ def _to_local(world: Pixels, motion: Motion) -> Pixels:
     return np.stack([cos * x + sin * y, cos * y - sin * x], axis=-1)
 
 
-def _background(pattern: str, world: Pixels, rng: np.random.Generator) -> Pixels:
-    """The texture of a background at world points [..., 2]: values in [-1, 1], [...]."""
-    x, y = world[..., 0] + rng.uniform(), world[..., 1] + rng.uniform()
-    tau = np.float32(2 * np.pi)
-    if pattern == "striped":  # diagonal, with a slow swell along the stripe so that sliding along it shows
-        return np.sin(tau * 3.2 * (x + y)) * (0.75 + 0.25 * np.sin(tau * 1.3 * (x - y)))
-    if pattern == "dotted":
-        grid = np.cos(tau * 3.5 * x) + np.cos(tau * 3.5 * y)
-        return 2 / (1 + np.exp(-5 * (grid - 0.7))) - 1
-    if pattern == "checkered":
-        return np.tanh(6 * np.sin(tau * 1.9 * x) * np.sin(tau * 1.9 * y))
-    headings = np.pi * (np.arange(6) + rng.random(6)) / 6  # cloudy: six slow waves, every way
-    waves = rng.uniform(0.7, 1.4, 6)
-    total = np.zeros_like(x)
-    for heading, wave, start in zip(headings, waves, rng.uniform(0, 2 * np.pi, 6), strict=True):
-        total += np.sin(tau * wave * (np.cos(heading) * x + np.sin(heading) * y) + start)
-    return total / 3.2
+def _background(pattern: str, ground: Pixels, rng: np.random.Generator) -> Pixels:
+    """The texture of a background at points of the ground [..., 2]: values in [-1, 1], [...].
+
+    Every pattern is made of light marks at the same points of the ground, the corners and centres of a grid WAVES to a
+    unit: checks, dots, ridges that run through them, or puffs that lie near them.
+    """
+    u, v = (np.float32(2 * np.pi * WAVES) * ground[..., axis] for axis in (0, 1))
+    if pattern == "striped":  # diagonal, with a swell at each mark so that sliding along the stripe shows
+        return 0.7 * np.cos(u - v) + 0.3 * np.cos(u + v)
+    if pattern == "cloudy":
+        u, v = u + _bend(ground, rng), v + _bend(ground, rng)
+        return np.cos(u) * np.cos(v)
+    marks = np.cos(u) * np.cos(v)
+    return np.tanh(4 * marks) if pattern == "checkered" else 2 / (1 + np.exp(-9 * (marks - 0.3))) - 1
+
+
+def _bend(ground: Pixels, rng: np.random.Generator) -> Pixels:
+    """Slow waves, every way, at points of the ground [..., 2]: [...], in radians."""
+    total = np.zeros_like(ground[..., 0])
+    for heading in np.pi * (np.arange(3) + rng.random(3)) / 3:
+        wave, start = rng.uniform(0.5, 1.1), rng.uniform(0, 2 * np.pi)
+        along = np.cos(heading) * ground[..., 0] + np.sin(heading) * ground[..., 1]
+        total += np.float32(BEND) * np.sin(np.float32(2 * np.pi * wave) * along.astype(np.float32) + np.float32(start))
+    return total
 
 
 def shape_distance(shape: str, local: NDArray) -> NDArray:

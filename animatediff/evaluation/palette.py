@@ -14,18 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from animatediff.data.motions import Array
-from animatediff.data.synthetic import COLOURS, CONTRAST, GROUNDS, PATTERNS, SHADE, SHAPES, shape_distance
+from animatediff.data.synthetic import COLOURS, CONTRAST, GROUNDS, SHADE, SHAPES, WAVES, shape_distance
 
 Frames = NDArray[np.uint8]
 
 MIN_SHARE = 0.003  # of the frame's pixels: fewer in one colour are not a subject
 CROP = 32  # side of the normalised masks that shapes are compared in
-# A pattern's waves per unit of length (both axes), and how far the camera's zoom stretches them.
-WAVES = {"striped": 3.2, "dotted": 3.5, "checkered": 1.9}
-STRETCHES = np.geomspace(1 / 1.62, 1 / 0.77, 22)
-# A pattern whose waves explain less of the background's variance than this is not there, and the background cloudy.
-# Rendered, the right pattern explains 0.93, 0.67 to 0.76 and 0.83 of it.
-REGULAR = {"striped": 0.7, "dotted": 0.57, "checkered": 0.66}
+STRETCHES = np.geomspace(1 / 1.62, 1 / 0.77, 22)  # how far the camera's zoom stretches a pattern's waves
+# Waves that explain less of the background's variance than this are not there, and the background is cloudy: rendered,
+# they explain 0.88 or more of a regular pattern and 0.67 or less of a cloudy one.
+REGULAR = 0.78
+ONE_SIDED = 0.67  # the larger diagonal's share of both: 0.84 for stripes, 0.5 for dots and checks
+DOTS = 0.07  # the share of waves along the axes: 0.15 to 0.18 for dots, 0 for stripes and checks
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ def subject_cover(frames: Frames, colour: str | None) -> Array:
     if colour is None:
         return np.zeros(frames.shape[:3])
     pixels = frames.astype(np.float32)
-    subject = (1 - SHADE / 2) * np.asarray(COLOURS[colour], np.float32)
+    subject = np.asarray(COLOURS[colour], np.float32)
     ground = np.asarray(GROUNDS[background_ground(frames)], np.float32)
-    direction = subject - ground
-    share = (pixels - ground) @ direction / (direction @ direction)
-    away = _distance_to_segment(pixels, ground, subject * (1 + SHADE / 2))
-    cover = np.clip((share - 0.3) / 0.45, 0, 1) * (away < 110)
+    from_subject = _distance_to_segment(pixels, (1 - SHADE) * subject, subject)
+    from_ground = _distance_to_segment(pixels, ground - CONTRAST, ground + CONTRAST)
+    away = _distance_to_segment(pixels, ground, subject)
+    cover = np.clip((from_ground / (from_ground + from_subject + 1e-6) - 0.25) / 0.5, 0, 1) * (away < 110)
     return np.stack([_largest_piece(frame) for frame in cover])
 
 
@@ -111,21 +111,25 @@ def subject_shape(covers: Array) -> str | None:
 
 
 def background_ground(frames: Frames) -> str:
-    """The ground colour nearest to the clip's median colour."""
-    median = np.median(frames.reshape(-1, 3), axis=0)
-    return list(GROUNDS)[int(np.linalg.norm(_table(GROUNDS) - median, axis=1).argmin())]
+    """The ground colour that most of the clip's pixels are nearest to, in any of its shades."""
+    pixels = frames.reshape(-1, 3).astype(np.float32)
+    distances = np.stack([_distance_to_segment(pixels, g - CONTRAST, g + CONTRAST) for g in _table(GROUNDS)])
+    return list(GROUNDS)[int(np.bincount(distances.argmin(axis=0), minlength=len(GROUNDS)).argmax())]
 
 
 def background_pattern(frames: Frames, covers: Array, looks: int = 4) -> str:
-    """The pattern whose waves explain the background's variance in `looks` frames best; cloudy if none does enough."""
+    """The pattern that the waves in the background of `looks` frames, outside `covers` [f, h, w], tell of."""
     chosen = np.linspace(0, len(frames) - 1, min(looks, len(frames))).round().astype(int)
-    explained = np.zeros(len(WAVES))
+    shares = np.zeros(4)
     for number in chosen:
         away = cv2.dilate(covers[number], np.ones((5, 5))) == 0
-        grey = frames[number].astype(np.float64).mean(axis=-1)
-        explained += [_explained(grey, away, name) for name in WAVES]
-    margins = explained / len(chosen) - list(REGULAR.values())
-    return list(WAVES)[int(margins.argmax())] if margins.max() > 0 else PATTERNS[-1]
+        shares += wave_shares(frames[number].astype(np.float64).mean(axis=-1), away) / len(chosen)
+    explained, falling, rising, along_axes = shares
+    if explained < REGULAR:
+        return "cloudy"
+    if max(falling, rising) > ONE_SIDED * (falling + rising):
+        return "striped"
+    return "dotted" if along_axes > DOTS * explained else "checkered"
 
 
 def _table(colours: dict[str, tuple[int, int, int]]) -> NDArray[np.float32]:
@@ -170,24 +174,29 @@ def _templates(turns: int = 24) -> tuple[NDArray[np.int64], NDArray[np.float32]]
     return np.array(names), np.stack(bank)
 
 
-def _explained(grey: Array, away: NDArray[np.bool_], pattern: str) -> float:
-    """The largest share of the variance of `grey` [h, w] where `away` that waves of `pattern` explain."""
+def wave_shares(grey: Array, away: NDArray[np.bool_]) -> Array:
+    """Shares of the variance of `grey` [h, w] where `away` that a pattern's waves explain at the best stretch: [4].
+
+    All of them; those along either diagonal; those along the axes, twice as short. Zeros where nothing varies.
+    """
     unit = min(grey.shape)
     rows, columns = np.nonzero(away)
     rows, columns = rows[::3], columns[::3]
+    best = np.zeros(4)
+    if not len(rows):
+        return best
     values = grey[rows, columns] - grey[rows, columns].mean()
-    variance, best = float((values**2).sum()), 0.0
+    variance = float((values**2).sum())
     if variance < len(values):  # less than a grey level: flat
         return best
     for stretch in STRETCHES:
-        wave = 2j * np.pi * WAVES[pattern] * stretch / unit
+        wave = 2j * np.pi * WAVES * stretch / unit
         across, down = np.exp(wave * columns), np.exp(wave * rows)
-        waves = {
-            "striped": [across * down],
-            "dotted": [across, down],
-            "checkered": [across * down, across * down.conj()],
-        }[pattern]
+        waves = (across * down, across * down.conj(), across * across, down * down)
         basis = np.stack([part for z in waves for part in (z.real, z.imag)] + [np.ones(len(rows))], axis=1)
-        fitted = basis @ np.linalg.lstsq(basis, values, rcond=None)[0]
-        best = max(best, 1 - float(((values - fitted) ** 2).sum()) / variance)
+        weights = np.linalg.lstsq(basis, values, rcond=None)[0]
+        explained = 1 - float(((values - basis @ weights) ** 2).sum()) / variance
+        if explained > best[0]:
+            parts = [float((basis[:, k : k + 2] @ weights[k : k + 2]).var()) for k in (0, 2, 4, 6)]
+            best = np.array([explained, *np.array([parts[0], parts[1], parts[2] + parts[3]]) * len(values) / variance])
     return best

@@ -1,5 +1,6 @@
 """The moving-shape world: exact ground truth, determinism, splits."""
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from animatediff.data.motions import FAMILIES, LIMIT, sample_motion, sector_is_held_out
-from animatediff.data.synthetic import COLOURS, Clip, contents, make_clip, sample_content
+from animatediff.data.synthetic import COLOURS, GROUNDS, WAVES, Clip, contents, make_clip, sample_content
 
 
 def subject_mask(clip, frames):
@@ -64,10 +65,33 @@ def test_subject_points_keep_their_colour_through_rotation():
 def test_camera_moves_background_points_and_track_alike():
     clip = Clip(sample_content(1), sample_motion(6, "heldout", "zoom_in"))
     camera = clip.camera()
-    still = Clip(clip.content, type(clip.motion)("line", 0, clip.motion.centre, clip.motion.scale, clip.motion.angle,
-                                                 np.ones(16), np.zeros((16, 2)))).track()  # fmt: skip
+    still = Clip(clip.content, dataclasses.replace(clip.motion, zoom=np.ones(16), shift=np.zeros((16, 2)))).track()
     moved = np.einsum("fij,fj->fi", camera[:, :, :2], still) + camera[:, :, 2]
     assert np.allclose(moved, clip.track())
+
+
+@pytest.mark.parametrize("pattern", ["striped", "dotted", "checkered"])
+@pytest.mark.parametrize("family", ["pan", "zoom_out", "line"])
+def test_every_pattern_has_its_light_marks_where_the_motion_puts_them(pattern, family):
+    content = dataclasses.replace(sample_content(8), pattern=pattern)
+    clip = Clip(content, sample_motion(3, "train", family), (128, 128))
+    corners = np.stack(np.meshgrid(np.arange(-9, 10), np.arange(-9, 10)), axis=-1).reshape(-1, 2)
+    marks = np.concatenate([corners, corners + 0.5]) / WAVES - clip.motion.origin  # n 2, in units of length
+    on_screen = clip.motion.zoom[:, None, None] * marks + clip.motion.shift[:, None]
+    points = 63.5 + 128 * on_screen  # f n 2
+    light = clip.frames().astype(float).mean(axis=-1) - np.mean(GROUNDS[content.ground])
+    for frame, places, track, radius in zip(light, points, clip.track(), clip.radii(), strict=True):
+        clear = ((places > 2) & (places < 125)).all(axis=1) & (np.linalg.norm(places - track, axis=1) > radius + 2)
+        x, y = np.rint(places[clear]).astype(int).T
+        assert len(x) > 1
+        assert frame[y, x].min() > 34  # of 40 grey levels
+
+
+def test_another_origin_is_another_place_on_the_ground():
+    clip = make_clip(2)
+    moved = dataclasses.replace(clip.motion, origin=clip.motion.origin + 0.3)
+    assert np.array_equal(Clip(clip.content, moved).track(), clip.track())
+    assert (Clip(clip.content, moved).frames() != clip.frames()).mean() > 0.5
 
 
 @pytest.mark.parametrize("family", ["pan", "zoom_in", "line"])
