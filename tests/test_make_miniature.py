@@ -20,6 +20,7 @@ from animatediff.miniature.base import (
     optical_flow,
     subject_importance,
     to_video_unet,
+    velocity_loss,
 )
 from animatediff.miniature.loop import one_cycle, train
 from animatediff.miniature.text import build_text_encoder, build_tokenizer, encode_text, tokenize, world_words
@@ -55,6 +56,7 @@ def test_a_small_run_gives_what_the_loader_takes_and_repeating_it_changes_nothin
     trained = script.VideoUNet.from_pretrained(tmp_path / "work" / "video")
     assert first.vae.config.scaling_factor == 0.5
     assert first.tokenizer.model_max_length == 32
+    assert first.prediction_type == "v_prediction"
     script.make(config)
     second = load_components(weights)
     for name, value in first.unet.named_parameters():
@@ -91,6 +93,17 @@ def test_moving_cameras_make_up_their_share_of_the_draws(script):
     assert torch.equal(script._camera_chances([False, False], 0.0), torch.tensor([0.5, 0.5]))
     with pytest.raises(UserError, match="camera_share is 1.0, but 0 of 2 clips"):
         script._camera_chances([False, False], 1.0)
+
+
+def test_the_loss_is_nothing_at_v_and_each_place_weighs_what_it_should():
+    clean, noise = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0)).unbind()
+    alphas = torch.tensor([0.9, 0.5, 0.01])
+    scale = alphas.view(-1, 1, 1, 1)
+    wanted = scale.sqrt() * noise - (1 - scale).sqrt() * clean
+    assert velocity_loss(wanted, clean, noise, alphas) == 0
+    weights = torch.zeros(3, 4, 5, 6)
+    weights[1, 2] = 2.0
+    assert velocity_loss(wanted + 3.0, clean, noise, alphas, weights) == pytest.approx(2 * 9 / 12)
 
 
 def test_moving_backgrounds_weigh_what_is_asked():

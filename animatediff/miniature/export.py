@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from animatediff.files import atomic_path, write_json
-from animatediff.miniature.base import build_image_unet
+from animatediff.miniature.base import PREDICTS, build_image_unet
 from animatediff.models import VideoUNet
 from animatediff.models.checkpoints import original_unet_state
 from animatediff.pipelines.loading import build_scheduler
@@ -34,7 +34,7 @@ def export_base(
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(base / "tokenizer")
     tokenizer.backend_tokenizer.model.save(str(base / "tokenizer"))  # vocab.json and merges.txt, as SD1.5 has them
-    build_scheduler("ddim").save_pretrained(base / "scheduler")
+    build_scheduler("ddim", PREDICTS).save_pretrained(base / "scheduler")
     write_json(
         base / "model_index.json",
         {
