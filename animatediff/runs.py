@@ -246,7 +246,8 @@ def content_hash(path: Path) -> str:
 def fingerprint(config: InferenceConfig, sha256: Callable[[Path], str] = content_hash) -> str:
     """Of everything that decides the pixels: settings, and the content of what is read.
 
-    Small files count by content (`sha256`), the base model, motion module and DreamBooth by place, name and size.
+    Small files count by content (`sha256`), the base model's noise scheduler (which says what it predicts) among them;
+    the base model, motion module and DreamBooth by place, name and size.
     """
     settings = {key: value for key, value in to_dict(config).items() if key not in NOT_THE_RESULT}
     settings["dtype"] = resolved_dtype(config)
@@ -254,8 +255,10 @@ def fingerprint(config: InferenceConfig, sha256: Callable[[Path], str] = content
     settings["lora_paths"] = [sha256(Path(path)) for path in config.lora_paths]
     sizes = {name: path.stat().st_size for name, path in weight_files(config).items() if path.is_file()}
     adapter = sha256(Path(config.ckpt_path)) if config.ckpt_path and Path(config.ckpt_path).exists() else ""
-    conditions = [sha256(Path(path)) for path in config.condition_image_paths]
-    everything = [settings, sizes, adapter, sha256(Path(config.ref_video_path)), conditions]
+    scheduler = Path(config.pretrained_model_path, "scheduler", "scheduler_config.json")
+    read = [Path(config.ref_video_path), *map(Path, config.condition_image_paths)]
+    read += [scheduler] if scheduler.is_file() else []
+    everything = [settings, sizes, adapter, [sha256(path) for path in read]]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 

@@ -51,6 +51,17 @@ def test_the_fingerprint_is_of_what_decides_the_pixels(config: InferenceConfig, 
     assert fingerprint(replace(config, ref_video_path=str(moved))) != before
 
 
+def test_the_fingerprint_knows_what_the_base_model_predicts(config: InferenceConfig, tmp_path: Path):
+    folder = tmp_path / "base"
+    (folder / "scheduler").mkdir(parents=True)
+    elsewhere = replace(config, pretrained_model_path=str(folder))
+    prints = {fingerprint(elsewhere)}
+    for prediction in ("epsilon", "v_prediction"):
+        (folder / "scheduler" / "scheduler_config.json").write_text(f'{{"prediction_type": "{prediction}"}}')
+        prints.add(fingerprint(elsewhere))
+    assert len(prints) == 3
+
+
 def test_the_fingerprint_is_the_same_from_any_folder(config: InferenceConfig, tmp_path, monkeypatch, repository: Path):
     inside = replace(config, motion_module_path="requirements.txt")
     monkeypatch.chdir(repository)

@@ -18,7 +18,7 @@ from animatediff.data.export import save_video
 from animatediff.data.motions import FAMILIES, Array, sample_motion
 from animatediff.data.synthetic import Clip, Content, sample_content
 from animatediff.evaluation.camera import global_motion
-from animatediff.evaluation.palette import Frames, Reading, read_clip, shows_colour, subject_cover
+from animatediff.evaluation.palette import Frames, Reading, read_clip, shows_colour
 from animatediff.evaluation.trackers import LucasKanade
 from animatediff.files import atomic_path
 
@@ -131,9 +131,11 @@ def size_followed(covers: Array, radii: Array) -> float:
     return float(np.polyfit(wanted[seen], np.log(area[seen]) / 2, 1)[0])
 
 
-def camera_steps(frames: Frames, colour: str | None) -> Array:
-    """The background's motion from each frame to the next as similarities in pixels: [f - 1, 2, 3], nan if lost."""
-    hidden = subject_cover(frames, colour)
+def camera_steps(frames: Frames, hidden: Array) -> Array:
+    """The background's motion from each frame to the next as similarities in pixels: [f - 1, 2, 3], nan if lost.
+
+    hidden [f, h, w]: how much of each pixel the subject covers, 0 to 1.
+    """
     tracker = LucasKanade(grid=12)
     steps = []
     for k in range(len(frames) - 1):
@@ -177,13 +179,13 @@ def score(frames: Frames, job: Job, backwards: bool = False) -> dict[str, Any]:
     width = job.reference.size[1]
     camera = float("nan")
     if wanted.motion.moves_camera:
-        camera = camera_cosine(camera_steps(frames, reading.colour), wanted.camera_steps(), job.reference.size)
+        camera = camera_cosine(camera_steps(frames, reading.covers), wanted.camera_steps(), job.reference.size)
     return {
         "job": job.name,
         "cosine": displacement_cosine(reading.track, wanted.track(), width),
         "distance": mean_distance(reading.track, wanted.track(), width),
         "camera": camera,
-        "size": size_followed(subject_cover(frames, reading.colour), wanted.radii()),
+        "size": size_followed(reading.covers, wanted.radii()),
         **_content_measures(reading, job),
         "leak": shows_colour(frames, job.reference.content.colour),
     }

@@ -30,12 +30,14 @@ DOTS = 0.07  # the share of waves along the axes: 0.15 to 0.18 for dots, 0 for s
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read: names (None where nothing fits) and the subject's track [f, 2] in pixels (nan where unseen)."""
+    """What was read: names (None where nothing fits), the subject's covers [f, h, w] (see `subject_cover`) and
+    its track [f, 2] in pixels (nan where unseen)."""
 
     colour: str | None
     shape: str | None
     pattern: str
     ground: str
+    covers: Array
     track: Array
 
 
@@ -44,7 +46,8 @@ def read_clip(frames: Frames) -> Reading:
     colour = subject_colour(frames)
     covers = subject_cover(frames, colour)
     shape = None if colour is None else subject_shape(covers)
-    return Reading(colour, shape, background_pattern(frames, covers), background_ground(frames), centroids(covers))
+    pattern, ground = background_pattern(frames, covers), background_ground(frames)
+    return Reading(colour, shape, pattern, ground, covers, centroids(covers))
 
 
 def colour_counts(frames: Frames) -> dict[str, Array]:
