@@ -36,9 +36,8 @@ from animatediff.evaluation.miniature import bundled_jobs, write_jobs
 from animatediff.files import atomic_folder, atomic_path, remove_stale_parts
 from animatediff.miniature.autoencoder import build_vae, encode_mean, scale_latents, train_vae
 from animatediff.miniature.base import (
-    MOVING_GROUND_WEIGHT,
+    GROUND_WEIGHT,
     build_image_unet,
-    optical_flow,
     subject_centres,
     subject_importance,
     to_video_unet,
@@ -129,10 +128,9 @@ def make(config: MiniatureConfig) -> None:
     importance = subject_importance(shown, latents.shape[-2:])
     centres = subject_centres(shown, latents.shape[-2:])
     image_unet, encoder = _frames_stage(config, work, latents, importance, centres, captions, tokenizer)
-    importance = subject_importance(shown, latents.shape[-2:], MOVING_GROUND_WEIGHT)
-    flow = optical_flow(shown, latents.shape[-2:])
+    importance = subject_importance(shown, latents.shape[-2:], GROUND_WEIGHT)
     chances = _camera_chances([clip.motion.moves_camera for clip in shown], config.camera_share)
-    video = _motion_stage(config, work, latents, importance, flow, chances, captions, tokenizer, encoder, image_unet)
+    video = _motion_stage(config, work, latents, importance, chances, captions, tokenizer, encoder, image_unet)
     if rank() == 0:
         export_base(Path(config.output), vae, encoder, tokenizer, video)
         save_config(config, Path(config.output) / "base_config.yaml")
@@ -181,7 +179,6 @@ def _motion_stage(
     work: Path,
     latents: Tensor,
     importance: Tensor,
-    flow: Tensor,
     chances: Tensor,
     captions: list[str],
     tokenizer: CLIPTokenizer,
@@ -192,7 +189,7 @@ def _motion_stage(
     if not (work / "video").exists():
         text, empty = encode_text(encoder, tokenizer, captions), encode_text(encoder, tokenizer, [""])[0]
         sizes = (stage.steps, stage.batch, stage.learning_rate, config.spatial_learning_rate)
-        train_clips(video, latents, text, empty, importance, flow, chances, *sizes, work / "clips.pt", config.seed + 2)
+        train_clips(video, latents, text, empty, importance, chances, *sizes, work / "clips.pt", config.seed + 2)
         if rank() == 0:
             _save(video, work / "video")
         _wait()

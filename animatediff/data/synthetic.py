@@ -127,19 +127,6 @@ class Clip:
         full = np.concatenate([self.camera(), np.tile([[[0.0, 0.0, 1.0]]], (self.motion.frames, 1, 1))], axis=1)
         return (full[1:] @ np.linalg.inv(full[:-1]))[:, :2]
 
-    def flow(self) -> Array:
-        """Where each pixel moves until the next frame, in pixels: [f, 2, h, w]; the last frame repeats the one before.
-
-        The camera's move, and that of the subject's centre within the circle around the subject.
-        """
-        rows, columns = np.mgrid[: self.size[0], : self.size[1]]
-        points = np.stack([columns, rows, np.ones_like(rows)])  # 3 h w
-        ground = np.einsum("fij,jhw->fihw", self.camera_steps(), points) - points[:2]
-        track = self.track()[..., None, None]  # f 2 1 1
-        near = np.linalg.norm(points[:2] - track[:-1], axis=1, keepdims=True) <= self.radii()[:-1, None, None, None]
-        flow = np.where(near, np.diff(track, axis=0), ground)
-        return np.concatenate([flow, flow[-1:]])
-
     def points_on_subject(self, count: int, seed: int = 0) -> Array:
         """Tracks of `count` points fixed to the subject, well inside its outline: [count, f, 2] in pixels."""
         rng = np.random.default_rng([seed, 3])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -19,9 +18,7 @@ from animatediff.data.synthetic import Clip
 from animatediff.miniature.loop import train
 from animatediff.miniature.text import WIDTH
 from animatediff.models import VideoUNet, build_unet
-from animatediff.models.adapter import site_paths
 from animatediff.models.motion_module import MotionModule
-from animatediff.models.taps import capture
 from animatediff.pipelines.loading import build_scheduler
 
 UNET_CONFIG: dict[str, Any] = {
@@ -37,10 +34,8 @@ UNET_CONFIG: dict[str, Any] = {
 PREDICTS = "v_prediction"  # see velocity_loss
 DROP = 0.1  # share of captions replaced by the empty prompt, for classifier-free guidance
 SUBJECT_WEIGHT, NEAR = 8.0, 1.0  # see subject_importance
-MOVING_GROUND_WEIGHT = 3.0  # while the motion modules are trained
-FLOW_SCALE = 4.0  # see flow_error; places that move do so by about 1 / FLOW_SCALE latents a frame
+GROUND_WEIGHT = 3.0  # while the motion modules are trained
 PIECE, PIECES, PIECE_TIMES = 8, 5, 750  # see train_frames
-FLOW_WEIGHT, REFERENCE_TIMES = 0.3, 400  # see train_clips
 NEIGHBOURS = ((-1, 1, -2, 2, -4, 4, 0), (-1, 1, -3, 3, -6, 6))  # see start_as_neighbours
 NEAREST, QUIET = 3.0, 0.1
 
@@ -59,11 +54,11 @@ def velocity_loss(
     return (importance * (predicted.float() - velocity).square()).mean()
 
 
-def subject_importance(clips: Sequence[Clip], shape: Sequence[int], moving_ground: float = 1.0) -> Tensor:
-    """SUBJECT_WEIGHT where the subject is or is near, 1 elsewhere: float16 [n, f, h, w] for latents of `shape`.
+def subject_importance(clips: Sequence[Clip], shape: Sequence[int], ground: float = 1.0) -> Tensor:
+    """SUBJECT_WEIGHT where the subject is or is near, `ground` elsewhere: float16 [n, f, h, w] for latents of `shape`.
 
     A subject is a fifteenth of a frame and its outline a fraction of that: with an even weight the background's
-    texture is learnt long before any shape. Where the camera moves, the background weighs `moving_ground`.
+    texture is learnt long before any shape.
     """
     rows, columns = torch.meshgrid(*(torch.arange(side) for side in shape), indexing="ij")
     maps = []
@@ -71,7 +66,6 @@ def subject_importance(clips: Sequence[Clip], shape: Sequence[int], moving_groun
         centre = path[:, :, None, None]  # f 2 1 1
         reach = torch.tensor(clip.radii() * shape[0] / clip.size[0] + NEAR)[:, None, None]
         near = (columns - centre[:, 0]).square() + (rows - centre[:, 1]).square() <= reach.square()
-        ground = moving_ground if clip.motion.moves_camera else 1.0
         maps.append(ground + (SUBJECT_WEIGHT - ground) * near)
     return torch.stack(maps).half()
 
@@ -79,35 +73,6 @@ def subject_importance(clips: Sequence[Clip], shape: Sequence[int], moving_groun
 def subject_centres(clips: Sequence[Clip], shape: Sequence[int]) -> Tensor:
     """Where the subjects are in latents of `shape` (h, w): float64 [n, f, 2], (x, y)."""
     return torch.tensor(np.stack([(clip.track() + 0.5) * shape[0] / clip.size[0] - 0.5 for clip in clips]))
-
-
-def optical_flow(clips: Sequence[Clip], shape: Sequence[int]) -> Tensor:
-    """Where each place of latents of `shape` (h, w) moves until the next frame: float16 [n, f, 2, h, w], in latents."""
-    maps = []
-    for clip in clips:
-        scale = clip.size[0] // shape[0]  # pixels to a latent
-        maps.append(F.avg_pool2d(torch.tensor(clip.flow() / scale), scale).half())
-    return torch.stack(maps)
-
-
-def flow_tokens(flow: Tensor, places: int) -> Tensor:
-    """`flow` [b, f, 2, H, W], in latents per frame, averaged over a map of `places` = h w: (b h w) f 2.
-
-    In units of 1 / FLOW_SCALE latents per frame; h and w are as H and W.
-    """
-    coarser = round(math.sqrt(flow.shape[-2] * flow.shape[-1] / places))
-    pooled = FLOW_SCALE * F.avg_pool2d(flow.flatten(0, 1), coarser)  # (b f) 2 h w
-    return rearrange(pooled, "(b f) d h w -> (b h w) f d", f=flow.shape[1])
-
-
-def flow_error(features: Mapping[str, Tensor], heads: nn.ModuleDict, flow: Tensor) -> Tensor:
-    """How badly the linear `heads` read `flow` [b, f, 2, H, W] off features ((b h w) f c), one head to a key; scalar.
-
-    Squared error in units of 1 / FLOW_SCALE latents per frame, mean over the features.
-    """
-    read = {key: head(features[key]) for key, head in heads.items()}
-    wanted = {key: flow_tokens(flow, len(features[key]) // len(flow)) for key in read}
-    return torch.stack([(read[key] - wanted[key]).square().mean() for key in read]).mean()
 
 
 def _noised(latents: Tensor, alphas: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -186,7 +151,6 @@ def train_clips(
     text: Tensor,
     empty: Tensor,
     importance: Tensor,
-    flow: Tensor,
     chances: Tensor,
     steps: int,
     batch: int,
@@ -198,61 +162,29 @@ def train_clips(
     """Train the motion modules of `unet` on clips, its spatial layers along with them at `spatial_lr`.
 
     latents [n, f, 4, h, w]; text [n, LENGTH, WIDTH]: caption embeddings; empty [LENGTH, WIDTH]: the empty prompt's;
-    importance [n, f, h, w]: weight of each place of each frame; flow [n, f, 2, h, w]: optical flow in latents per
-    frame; chances [n]: how often each clip is drawn, up to a factor. Resumes from `checkpoint`.
+    importance [n, f, h, w]: weight of each place of each frame; chances [n]: how often each clip is drawn, up to a
+    factor. Resumes from `checkpoint`.
 
     Timesteps are drawn in proportion to themselves: at low ones every frame shows what it is, and how frames hang
     together has nothing to add.
-
-    Beside the noise, linear heads learn to read the flow off the temporal features of the up blocks. How a place moves
-    is what a large model finds out for itself on millions of clips; this one is told to keep it there. The heads are
-    not part of the model. They read whole clips and, at the same cost, four times as many pieces, PIECE latents a side,
-    noised and prompted as references are; each piece forwards and backwards, so that what tells a motion from its
-    reverse does not drown in what tells clips apart.
     """
     alphas = build_scheduler("ddim").alphas_cumprod
-    frames, (height, width) = latents.shape[1], latents.shape[-2:]
-    norms = {path.replace(".", "-"): unet.get_submodule(path).norm2 for path in site_paths(unet, "up")}
-    heads = nn.ModuleDict({key: nn.Linear(norm.normalized_shape[0], 2) for key, norm in norms.items()})
+    frames = latents.shape[1]
 
-    def whole_loss(generator: torch.Generator) -> Tensor:
+    def loss_of(step: int, generator: torch.Generator) -> Tensor:
         clip = torch.multinomial(chances, batch, replacement=True, generator=generator)
         time = (1000 * torch.rand(batch, generator=generator).sqrt()).long().clamp(max=999)
         clean = latents[clip].float().transpose(1, 2)  # b c f h w
         noisy, noise = _noised(clean, alphas[time], generator)
         dropped = torch.rand(batch, 1, 1, generator=generator) < DROP
         prompt = torch.where(dropped, empty[None], text[clip]).repeat_interleave(frames, dim=0)  # (b f) tokens dim
-        with capture(norms) as features:
-            predicted = unet(noisy, time, prompt).sample
-        told = FLOW_WEIGHT * flow_error(features, heads, flow[clip].float())
-        return velocity_loss(predicted, clean, noise, alphas[time], importance[clip][:, None].float()) + told
-
-    def pieces_loss(generator: torch.Generator) -> Tensor:
-        clip = torch.multinomial(chances, 2 * batch, replacement=True, generator=generator)
-        rows = torch.randint(height - PIECE + 1, (2 * batch,), generator=generator).tolist()
-        columns = torch.randint(width - PIECE + 1, (2 * batch,), generator=generator).tolist()
-        forwards = (_pieces(latents[clip].float(), rows, columns), _pieces(flow[clip].float(), rows, columns))
-        clean, moved = (torch.cat(pair) for pair in zip(forwards, backwards(*forwards), strict=True))
-        time = (REFERENCE_TIMES * torch.rand(len(clean), generator=generator)).long()
-        noisy, _ = _noised(clean.transpose(1, 2), alphas[time], generator)  # b c f h w
-        with capture(norms) as features:
-            unet(noisy, time, empty.expand(len(clean) * frames, -1, -1))
-        return flow_error(features, heads, moved)
-
-    def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        return whole_loss(generator) + pieces_loss(generator)
+        predicted = unet(noisy, time, prompt).sample
+        return velocity_loss(predicted, clean, noise, alphas[time], importance[clip][:, None].float())
 
     motion = [p for name, p in unet.named_parameters() if "motion_modules" in name]
-    motion += heads.parameters()
     spatial = [p for name, p in unet.named_parameters() if "motion_modules" not in name]
     groups = [{"params": motion, "lr": lr}, {"params": spatial, "lr": spatial_lr}]
     train("clips", groups, loss_of, steps, checkpoint, seed)
-
-
-def backwards(clean: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """Clips [b, f, ...] and their flow [b, f, 2, ...] as they are when played backwards."""
-    turned = -flow.flip(1)
-    return clean.flip(1), torch.cat([turned[:, 1:], turned[:, -1:]], dim=1)  # the flow's last frame repeats
 
 
 def build_image_unet() -> UNet2DConditionModel:
