@@ -30,12 +30,13 @@ from animatediff.models import EfficientMT
 from animatediff.pipelines.loading import load_components
 from animatediff.training.checkpoints import Progress, find_checkpoint, load_checkpoint, save_adapter, save_checkpoint
 from animatediff.training.config import TrainingConfig, read_config
-from animatediff.training.objective import loss_weight, noise_loss, published_noise_schedule, wanted_prediction
+from animatediff.training.objective import loss_weight, noise_loss, wanted_prediction
 from animatediff.training.optimizer import build_average, build_optimizer, build_schedule
 from animatediff.training.report import Meter, closing_lines, describe_run
 from animatediff.training.samples import Batch, Consumption, Samples, batches
 from animatediff.training.setup import (
     build_accelerator,
+    build_noise_schedule,
     freeze_backbone,
     load_data,
     load_trained_adapter,
@@ -66,6 +67,7 @@ def train(config: TrainingConfig) -> None:
     start = find_checkpoint(output, config.resume)
     accelerator = build_accelerator(config)
     components = load_components(config.weights)
+    noise_schedule = build_noise_schedule(config, components.prediction_type)
     for frozen in (components.vae, components.text_encoder):
         nn.Module.to(frozen, accelerator.device)
     adapter = load_trained_adapter(components.unet, config)
@@ -87,7 +89,7 @@ def train(config: TrainingConfig) -> None:
     rule = sample_rule(config, components)
     samples = Samples(PairOrder(data.train, config.seed), rule, data.inputs.read)
     stream = batches(samples, run, progress.samples, config.max_steps - progress.step, data.workers)
-    objective = Objective(config, accelerator, data.inputs, published_noise_schedule(components.prediction_type))
+    objective = Objective(config, accelerator, data.inputs, noise_schedule)
     meter = Meter(accelerator.device, run.per_step * config.targets_per_reference)
     start_trackers(accelerator, config)
     if accelerator.is_main_process:

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available, is_wandb_available
+from diffusers import DDPMScheduler
 from torch import nn
 
 from animatediff.config import to_dict
@@ -38,7 +39,7 @@ from animatediff.models.unet import VideoUNet
 from animatediff.pipelines.base import size_multiple
 from animatediff.pipelines.loading import Components, load_adapter
 from animatediff.training.config import DataConfig, TrainingConfig, trained_parts
-from animatediff.training.objective import TimestepRule
+from animatediff.training.objective import TimestepRule, published_noise_schedule
 from animatediff.training.optimizer import freeze_untrained
 from animatediff.training.samples import SampleRule
 
@@ -78,6 +79,19 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     if precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("mixed_precision is fp16, which needs a GPU; use mixed_precision=fp32 or bf16 on a CPU")
     return accelerator
+
+
+def build_noise_schedule(config: TrainingConfig, prediction_type: str) -> DDPMScheduler:
+    """The forward process of a run on a backbone that predicts `prediction_type`, one of PREDICTIONS.
+
+    UserError where loss_weighting asks for the error on v, which such a backbone's plain error already is.
+    """
+    if prediction_type == "v_prediction" and config.loss_weighting != "none":
+        raise UserError(
+            f"loss_weighting is {config.loss_weighting}, but {config.weights.pretrained_model_path} predicts v, whose "
+            "error is weighted so by its nature; set loss_weighting=none"
+        )
+    return published_noise_schedule(prediction_type)
 
 
 def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:

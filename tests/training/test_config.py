@@ -8,6 +8,7 @@ import yaml
 from animatediff.errors import UserError
 from animatediff.models.adapter import PARTS
 from animatediff.training.config import TrainingConfig, read_config, trained_parts
+from animatediff.training.setup import build_noise_schedule
 
 
 def test_sd15_holds_the_published_settings(repository: Path) -> None:
@@ -81,6 +82,14 @@ def test_unknown_and_contradictory_keys_are_one_clear_line(overrides: list[str],
         read_config([], overrides)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_backbone_that_predicts_v_takes_no_weighting() -> None:
+    assert build_noise_schedule(read_config([], []), "v_prediction").config.prediction_type == "v_prediction"
+    weighted = read_config([], ["loss_weighting=inverse_alpha_bar"])
+    assert build_noise_schedule(weighted, "epsilon").config.prediction_type == "epsilon"
+    with pytest.raises(UserError, match="loss_weighting is inverse_alpha_bar, but .* predicts v.*loss_weighting=none"):
+        build_noise_schedule(weighted, "v_prediction")
 
 
 def test_without_a_scaler_the_attention_is_what_learns() -> None:
