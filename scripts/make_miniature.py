@@ -72,9 +72,9 @@ class MiniatureConfig:
     seed: int = 0
     clips: int = 6000  # rendered for the VAE; the first `latents` of them train the UNet
     latents: int = 2000
-    vae: StageConfig = field(default_factory=lambda: StageConfig(650, 4, 2e-3))
+    vae: StageConfig = field(default_factory=lambda: StageConfig(900, 4, 2e-3))
     frames: StageConfig = field(default_factory=lambda: StageConfig(5000, 8, 2e-3))
-    motion: StageConfig = field(default_factory=lambda: StageConfig(2600, 2, 2e-3))
+    motion: StageConfig = field(default_factory=lambda: StageConfig(5500, 2, 2e-3))
     camera_share: float = 0.5  # of the clips that the motion modules see: those with a moving camera
     spatial_learning_rate: float = 5e-4  # of the spatial layers while the motion modules are trained
 
