@@ -7,7 +7,7 @@ Lengths are in units of the frame's shorter side, origin at the frame's centre, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class Motion:
     angle: Array
     zoom: Array
     shift: Array
-    origin: Array
+    origin: Array = field(default_factory=lambda: np.zeros(2))
 
     @property
     def frames(self) -> int:
