@@ -48,6 +48,7 @@ def test_a_small_run_gives_what_the_loader_takes_and_repeating_it_changes_nothin
         motion_module_path=str(tmp_path / "out" / "Motion_Module" / "mm.safetensors"),
         ckpt_path="",
     )
+    assert not [path for path in (tmp_path / "out").rglob("*.json") if str(tmp_path) in path.read_text()]
     first = load_components(weights)
     trained = script.VideoUNet.from_pretrained(tmp_path / "work" / "video")
     assert first.vae.config.scaling_factor == 0.5

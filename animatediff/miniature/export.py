@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from animatediff.files import atomic_path, write_json
+from animatediff.files import atomic_path, read_json, write_json
 from animatediff.miniature.base import PREDICTS, build_image_unet
 from animatediff.models import VideoUNet
 from animatediff.models.checkpoints import original_unet_state
@@ -29,6 +29,10 @@ def export_base(
     image_unet.load_state_dict(spatial)
     image_unet.half().save_pretrained(base / "unet")
     vae.save_pretrained(base / "vae")
+    config = base / "vae" / "config.json"
+    written = read_json(config)
+    written.pop("_name_or_path", None)  # where it lay on this machine
+    write_json(config, written)
     text_encoder.save_pretrained(base / "text_encoder")
     tokenizer.backend_tokenizer.no_truncation()  # calls before this one have left their padding and length in it
     tokenizer.backend_tokenizer.no_padding()
