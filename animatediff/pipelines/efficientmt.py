@@ -82,16 +82,24 @@ class EfficientMTPipeline(VideoPipeline):
 
     @torch.no_grad()
     def __call__(
-        self, prompt: str | list[str] | None = None, *, reference: Reference | None = None, **kwargs: Any
+        self,
+        prompt: str | list[str] | None = None,
+        *,
+        reference: Reference | None = None,
+        guide_by_reference: bool = False,
+        guidance_scale: float = 7.5,
+        **kwargs: Any,
     ) -> Any:
         """AnimateDiffPipeline's call, following `reference` where one is given.
 
         Size and number of frames are the reference's; any other argument and the result are AnimateDiffPipeline's.
+        guide_by_reference: guidance contrasts with the network that has neither text nor reference, as `GuidedBlock`
+        says, and so strengthens the motion; as published it contrasts with the one that has no text.
         UserError where height, width or num_frames contradict the reference.
         """
         if reference is None:
             check_frames(kwargs.get("num_frames", 16))
-            return super().__call__(prompt, **kwargs)
+            return super().__call__(prompt, guidance_scale=guidance_scale, **kwargs)
         height, width = (self.vae_scale_factor * side for side in reference.latent_size)
         for name, value in (("num_frames", reference.num_frames), ("height", height), ("width", width)):
             if kwargs.setdefault(name, value) != value:
@@ -100,5 +108,6 @@ class EfficientMTPipeline(VideoPipeline):
                 )
         self.adapter.to(self._execution_device)
         reference = reference.to(self._execution_device)
-        with integrated(self.unet, self.adapter, reference):
-            return super().__call__(prompt, **kwargs)
+        second_half = guide_by_reference and guidance_scale > 1  # else there is no half without the text
+        with integrated(self.unet, self.adapter, reference, second_half):
+            return super().__call__(prompt, guidance_scale=guidance_scale, **kwargs)

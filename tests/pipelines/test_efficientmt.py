@@ -242,6 +242,18 @@ class TestFromDiffusers:
         assert not torch.allclose(sample(pipe, short, negative_prompt="blurry"), plain)
         assert torch.equal(sample(pipe, short, guidance_scale=1.0), sample(pipe, short, guidance_scale=0.0))
 
+    def test_guidance_by_the_reference_starts_from_neither_text_nor_reference(self, pipe, short):
+        """One DDIM step is affine in the prediction, so the step's results guide as the predictions do."""
+        neither = sample(pipe, None, "", num_frames=4, height=32, width=32, guidance_scale=1.0, num_inference_steps=1)
+        both = sample(pipe, short, guidance_scale=1.0, num_inference_steps=1)
+        guided = sample(pipe, short, guide_by_reference=True, num_inference_steps=1)
+        assert torch.allclose(guided, neither + 6.0 * (both - neither), atol=1e-4)
+        published = sample(pipe, short, num_inference_steps=1)
+        assert not torch.allclose(guided, published, atol=1e-2)
+        assert torch.equal(
+            sample(pipe, short, guidance_scale=1.0, guide_by_reference=True, num_inference_steps=1), both
+        )
+
     def test_free_init(self, fresh, short):
         plain = sample(fresh, short)
         fresh.enable_free_init(num_iters=2)
