@@ -247,7 +247,6 @@ BAD_VALUES = [
     ("num_inference_steps=-1", "num_inference_steps is -1, expected 1 to 1000"),
     ("num_inference_steps=1000000", "num_inference_steps is 1000000, expected 1 to 1000"),
     ("guidance_scale=nan", "guidance_scale is nan, expected 0 to 100"),
-    ("method=motionclone guide_by_reference=true", "guide_by_reference is true, but MotionClone"),
     ("guidance_scale=-1", "guidance_scale is -1.0, expected 0 to 100"),
     ("scheduler=eulr", "scheduler is 'eulr'; did you mean 'euler'?"),
     ("fit=crob", "fit is 'crob'; did you mean 'crop'?"),

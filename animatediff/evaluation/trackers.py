@@ -50,11 +50,11 @@ class LucasKanade:
     """
 
     grid: int = 24
-    windows: tuple[float, ...] = (0.07, 0.12, 0.2, 0.3)  # sides of the squares that are matched, of the shorter side
+    windows: tuple[float, ...] = (0.07, 0.12, 0.2)  # sides of the squares that are matched, of the shorter side
     levels: int = 3  # halvings of the picture: displacements up to about half the window * 2**levels
-    check: float = 0.006  # of the shorter side: 0.8 pixels at 128
+    check: float = 0.008  # of the shorter side: 1 pixel at 128
     colour: float = 30.0  # grey levels, mean over channels of the change of a 3 x 3 blurred pixel in one frame
-    texture: float = 1e-4  # smallest accepted minimal eigenvalue of the window's gradient matrix (OpenCV's scale)
+    texture: float = 1e-5  # smallest accepted minimal eigenvalue of the window's gradient matrix (OpenCV's scale)
 
     def __call__(self, frames: Frames, queries: Points | None = None) -> Tracks:
         frames = np.ascontiguousarray(frames)

@@ -43,13 +43,16 @@ def halted(motion: Motion) -> Motion:
 
 def test_median_error_is_below_one_pixel_on_subject_and_background():
     errors: dict[str, list] = {"subject": [], "background": []}
+    seen = []
     for number, family in enumerate(FAMILIES):
         clip = Clip(sample_content(number), sample_motion(number, family=family), SIZE)
         for part, truth in (("subject", clip.points_on_subject(30)), ("background", clip.points_on_background(20))):
             tracks, visibility = track(clip.frames(), truth[:, 0].astype(np.float32))
             assert tracks.shape == truth.shape
-            assert visibility.mean() > 0.3
+            seen.append(visibility.mean())
             errors[part].extend(np.linalg.norm(tracks - truth, axis=-1)[:, 1:].ravel())  # lost points count too
+    assert np.mean(seen) > 0.9
+    assert min(seen) > 0.2, "16 pixels a frame over a strong ground are the hardest"
     assert np.median(errors["subject"]) < 1
     assert np.median(errors["background"]) < 0.1
 
