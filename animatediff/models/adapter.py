@@ -144,7 +144,8 @@ def integrated(
 ) -> Iterator[None]:
     """Inside the block, `unet` generates under `reference`. What is constant over steps is computed here, once.
 
-    second_half: only that half of each batch follows the reference, as `GuidedBlock` says. UserError where the reference was extracted for other sites.
+    second_half: only that half of each batch follows the reference, as `GuidedBlock` says.
+    UserError where the reference was extracted for other sites.
     """
     missing = [path for path, _ in adapter.named_sites() if path not in reference.sites]
     if missing:
