@@ -74,8 +74,9 @@ class MiniatureConfig:
     latents: int = 2000
     vae: StageConfig = field(default_factory=lambda: StageConfig(900, 4, 2e-3))
     frames: StageConfig = field(default_factory=lambda: StageConfig(5000, 8, 2e-3))
-    motion: StageConfig = field(default_factory=lambda: StageConfig(5500, 2, 2e-3))
+    motion: StageConfig = field(default_factory=lambda: StageConfig(6300, 2, 2e-3))
     camera_share: float = 0.5  # of the clips that the motion modules see: those with a moving camera
+    star_weight: float = 2.0  # how much oftener the motion modules see a star: its outline is the hardest to keep
     spatial_learning_rate: float = 5e-4  # of the spatial layers while the motion modules are trained
 
 
@@ -93,6 +94,8 @@ def main() -> int:
     config = load_config(MiniatureConfig, arguments.config, arguments.overrides)
     if min(config.clips, config.latents) < 1 or config.latents > config.clips:
         raise UserError(f"latents is {config.latents}, expected 1 to clips ({config.clips})")
+    if config.star_weight <= 0:
+        raise UserError(f"star_weight is {config.star_weight}, expected more than 0")
     if not 0 <= config.camera_share <= 1:
         raise UserError(f"camera_share is {config.camera_share}, expected a share from 0 to 1")
     if arguments.dry_run:
@@ -129,7 +132,9 @@ def make(config: MiniatureConfig) -> None:
     centres = subject_centres(shown, latents.shape[-2:])
     image_unet, encoder = _frames_stage(config, work, latents, importance, centres, captions, tokenizer)
     importance = subject_importance(shown, latents.shape[-2:], GROUND_WEIGHT)
+    stars = torch.tensor([clip.content.shape == "star" for clip in shown])
     chances = _camera_chances([clip.motion.moves_camera for clip in shown], config.camera_share)
+    chances = torch.where(stars, config.star_weight, 1.0) * chances
     video = _motion_stage(config, work, latents, importance, chances, captions, tokenizer, encoder, image_unet)
     if rank() == 0:
         export_base(Path(config.output), vae, encoder, tokenizer, video)

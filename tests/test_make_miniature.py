@@ -76,7 +76,12 @@ def test_a_stage_that_is_interrupted_while_it_is_written_is_not_done(script, tmp
 
 
 @pytest.mark.parametrize(
-    ("keys", "message"), [(["clips=2", "latents=3"], "latents is 3"), (["camera_share=1.5"], "camera_share is 1.5")]
+    ("keys", "message"),
+    [
+        (["clips=2", "latents=3"], "latents is 3"),
+        (["camera_share=1.5"], "camera_share is 1.5"),
+        (["star_weight=0"], "star_weight is 0"),
+    ],
 )
 def test_values_that_cannot_be_are_refused(script, monkeypatch, keys, message):
     monkeypatch.setattr("sys.argv", ["make_miniature.py", *keys])

@@ -35,7 +35,9 @@ GROUNDS: dict[str, tuple[int, int, int]] = {
 }
 CONTRAST = 40.0  # half the range of a background's texture, in grey levels
 WAVES = 1.9  # of a background's texture per unit of length, along both axes
-BEND = 0.55  # of each of three slow waves that displace the marks of a cloudy background, in radians
+SWELL = 0.36  # of a stripe's texture: at each mark, so that sliding along the stripe shows
+PUFFS, HAZE = 0.6, 0.22  # of a cloudy background's texture: its marks, and each of three waves of its own
+BEND = 0.25  # of each of three slow waves that displace the marks of a cloudy background, in radians
 SHADE = 0.24  # depth of the subject's own texture, as a share of its colour
 HELD_OUT_CONTENT = 6  # one combination in six is kept for evaluation
 
@@ -205,25 +207,26 @@ def _background(pattern: str, ground: Pixels, rng: np.random.Generator) -> Pixel
     """The texture of a background at points of the ground [..., 2]: values in [-1, 1], [...].
 
     Every pattern is made of light marks at the same points of the ground, the corners and centres of a grid WAVES to a
-    unit: checks, dots, ridges that run through them, or puffs that lie near them.
+    unit: checks, dots, ridges that run through them, or puffs that lie near them in a haze.
     """
     u, v = (np.float32(2 * np.pi * WAVES) * ground[..., axis] for axis in (0, 1))
-    if pattern == "striped":  # diagonal, with a swell at each mark so that sliding along the stripe shows
-        return 0.7 * np.cos(u - v) + 0.3 * np.cos(u + v)
+    if pattern == "striped":  # diagonal
+        return (1 - SWELL) * np.cos(u - v) + SWELL * np.cos(u + v)
     if pattern == "cloudy":
-        u, v = u + _bend(ground, rng), v + _bend(ground, rng)
-        return np.cos(u) * np.cos(v)
+        haze = HAZE * _waves(ground, rng, 0.7, 1.6)
+        u, v = (angle + BEND * _waves(ground, rng, 0.5, 1.1) for angle in (u, v))
+        return np.clip(PUFFS * np.cos(u) * np.cos(v) + haze, -1, 1)
     marks = np.cos(u) * np.cos(v)
     return np.tanh(4 * marks) if pattern == "checkered" else 2 / (1 + np.exp(-9 * (marks - 0.3))) - 1
 
 
-def _bend(ground: Pixels, rng: np.random.Generator) -> Pixels:
-    """Slow waves, every way, at points of the ground [..., 2]: [...], in radians."""
+def _waves(ground: Pixels, rng: np.random.Generator, lowest: float, highest: float) -> Pixels:
+    """The sum of three waves, of `lowest` to `highest` to a unit and every way, at points of the ground [..., 2]."""
     total = np.zeros_like(ground[..., 0])
     for heading in np.pi * (np.arange(3) + rng.random(3)) / 3:
-        wave, start = rng.uniform(0.5, 1.1), rng.uniform(0, 2 * np.pi)
+        wave, start = rng.uniform(lowest, highest), rng.uniform(0, 2 * np.pi)
         along = np.cos(heading) * ground[..., 0] + np.sin(heading) * ground[..., 1]
-        total += np.float32(BEND) * np.sin(np.float32(2 * np.pi * wave) * along.astype(np.float32) + np.float32(start))
+        total += np.sin(np.float32(2 * np.pi * wave) * along.astype(np.float32) + np.float32(start))
     return total
 
 

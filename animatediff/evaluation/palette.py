@@ -22,9 +22,9 @@ MIN_SHARE = 0.003  # of the frame's pixels: fewer in one colour are not a subjec
 CROP = 32  # side of the normalised masks that shapes are compared in
 STRETCHES = np.geomspace(1 / 1.62, 1 / 0.77, 22)  # how far the camera's zoom stretches a pattern's waves
 # Waves that explain less of the background's variance than this are not there, and the background is cloudy: rendered,
-# they explain 0.88 or more of a regular pattern and 0.67 or less of a cloudy one.
+# they explain 0.88 or more of a regular pattern and 0.68 or less of a cloudy one.
 REGULAR = 0.78
-ONE_SIDED = 0.67  # the larger diagonal's share of both: 0.84 for stripes, 0.5 for dots and checks
+ONE_SIDED = 0.63  # the larger diagonal's share of both: 0.75 for stripes, 0.5 for dots and checks
 DOTS = 0.07  # the share of waves along the axes: 0.15 to 0.18 for dots, 0 for stripes and checks
 
 
