@@ -56,7 +56,7 @@ class InferenceConfig(Weights):
     seed: int = 42
     num_inference_steps: int = 25
     guidance_scale: float = 6.0
-    guide_by_reference: bool = False  # method efficientmt: guidance strengthens the motion, too; not published
+    guidance_below: int = TRAINING_STEPS  # method efficientmt: the timesteps at which guidance acts; all, as published
     scheduler: str = "ddim"
     reference_timestep: int = 400
     reference_seed: int | None = 42  # noise of the reference pass, shared by all jobs on one reference; null: seed
@@ -156,6 +156,7 @@ def check(config: InferenceConfig) -> None:
         ("height", 1, MAX_SIDE),
         ("width", 1, MAX_SIDE),
         ("guidance_scale", 0, 100),
+        ("guidance_below", 1, TRAINING_STEPS),
         ("reference_timestep", 0, TRAINING_STEPS - 1),
         ("seed", 0, 2**63 - 1),
         ("reference_seed", 0, 2**63 - 1),
@@ -197,7 +198,11 @@ def _check_motionclone(config: InferenceConfig) -> None:
         check_steps(config.num_inference_steps, settings.guidance_steps, settings.guided_share, names)
         if config.scheduler != "ddim":
             raise UserError(
-                f"scheduler is '{config.scheduler}', but MotionClone has timesteps of its own; leave it ddim"
+                f"scheduler is '{config.scheduler}', but MotionClone has timesteps of its own; give scheduler=ddim"
+            )
+        if config.guidance_below != TRAINING_STEPS:
+            raise UserError(
+                f"guidance_below is {config.guidance_below}, but MotionClone guides at every step; leave it out"
             )
         if not 1 <= settings.k <= config.num_frames:
             raise UserError(f"motionclone.k is {settings.k}, expected 1 to num_frames, {config.num_frames}")

@@ -248,6 +248,7 @@ BAD_VALUES = [
     ("num_inference_steps=1000000", "num_inference_steps is 1000000, expected 1 to 1000"),
     ("guidance_scale=nan", "guidance_scale is nan, expected 0 to 100"),
     ("guidance_scale=-1", "guidance_scale is -1.0, expected 0 to 100"),
+    ("guidance_below=0", "guidance_below is 0, expected 1 to 1000"),
     ("scheduler=eulr", "scheduler is 'eulr'; did you mean 'euler'?"),
     ("fit=crob", "fit is 'crob'; did you mean 'crop'?"),
     ("dtype=fp17", "dtype is 'fp17'; did you mean 'fp16'?"),

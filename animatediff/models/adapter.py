@@ -15,7 +15,7 @@ from torch import nn
 
 from animatediff.config import nearest
 from animatediff.errors import UserError
-from animatediff.models.integration import GuidedBlock, IntegratedBlock, Site, SiteFeatures
+from animatediff.models.integration import IntegratedBlock, Site, SiteFeatures
 from animatediff.models.taps import capture, inject
 
 SITES = ("up", "up_1", "up_2", "midup", "full")
@@ -139,22 +139,18 @@ def extract(
 
 
 @contextmanager
-def integrated(
-    unet: UNetMotionModel, adapter: Adapter, reference: Reference, second_half: bool = False
-) -> Iterator[None]:
+def integrated(unet: UNetMotionModel, adapter: Adapter, reference: Reference) -> Iterator[None]:
     """Inside the block, `unet` generates under `reference`. What is constant over steps is computed here, once.
 
-    second_half: only that half of each batch follows the reference, as `GuidedBlock` says.
     UserError where the reference was extracted for other sites.
     """
     missing = [path for path, _ in adapter.named_sites() if path not in reference.sites]
     if missing:
         raise UserError(f"the reference has no features for {missing[0]}; extract it with this adapter")
-    blocks: dict[str, nn.Module] = {}
-    for path, site in adapter.named_sites():
-        block = unet.get_submodule(path)
-        following = IntegratedBlock(block, site, reference.sites[path])
-        blocks[path] = GuidedBlock(block, following) if second_half else following
+    blocks = {
+        path: IntegratedBlock(unet.get_submodule(path), site, reference.sites[path])
+        for path, site in adapter.named_sites()
+    }
     with inject(unet, _overridden(unet, adapter)), inject(unet, blocks):
         yield
 

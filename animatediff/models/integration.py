@@ -101,24 +101,6 @@ class IntegratedBlock(nn.Module):
         return x + block.ff(block.norm3(x))
 
 
-class GuidedBlock(nn.Module):
-    """A temporal block for a batch [without, with] of classifier-free guidance: its second half sees the reference.
-
-    Guidance then pushes away from the network without the reference, too, at the cost of no further pass: what Ho and
-    Salimans 2022 (section 3.2) do with the class, and the paper with the text alone, is done with text and reference.
-    """
-
-    def __init__(self, block: BasicTransformerBlock, integrated: IntegratedBlock) -> None:
-        super().__init__()
-        self.block = block
-        self.integrated = integrated
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """hidden_states ((2 n b h w) f c); returns the same shape."""
-        without, following = hidden_states.chunk(2)
-        return torch.cat([self.block(without, *args, **kwargs), self.integrated(following, *args, **kwargs)])
-
-
 def integrated_attention(
     y: torch.Tensor, a: torch.Tensor, attention: Attention, projections: Projections, memory: Memory
 ) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Scoped access to the inside of a network: read submodules' outputs, swap submodules, stop or save gradient midway.
+"""Scoped access to a network: read submodules' outputs, swap submodules, stop or save gradient midway, halve a batch.
 
 All are context managers over explicitly given modules and leave nothing behind.
 """
@@ -55,6 +55,42 @@ def inject(root: nn.Module, replacements: Mapping[str, nn.Module]) -> Iterator[N
     finally:
         for path in reversed(replaced):
             root.set_submodule(path, originals[path])
+
+
+@contextmanager
+def guided_below(unet: nn.Module, limit: float) -> Iterator[None]:
+    """Inside the block classifier-free guidance acts at timesteps below `limit` alone, and costs nothing elsewhere.
+
+    unet: called with a batch [without, with] the text, (sample, timestep, **conditions), as diffusers' pipelines do. From
+    `limit` up only the second half is run and stands for both, whose difference is then zero (Kynkaanniemi et al.
+    2024, Applying Guidance in a Limited Interval).
+    """
+
+    def halve(_unet: nn.Module, inputs: tuple[Any, ...], conditions: dict[str, Any]) -> tuple[Any, Any] | None:
+        sample, timestep, *rest = inputs
+        if timestep < limit:
+            return None
+        return (_second_half(sample), timestep, *_second_half(rest)), _second_half(conditions)
+
+    def double(_unet: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if inputs[1] >= limit:
+            output.sample = torch.cat([output.sample] * 2)
+
+    handles = [unet.register_forward_pre_hook(halve, with_kwargs=True), unet.register_forward_hook(double)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _second_half(value: Any) -> Any:
+    """Of every tensor in `value` (also in lists and dictionaries) the second half along its first axis."""
+    if isinstance(value, dict):
+        return {name: _second_half(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_second_half(part) for part in value]
+    return value.chunk(2)[1] if isinstance(value, torch.Tensor) else value
 
 
 class _Reached(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 
 from animatediff.errors import UserError
 from animatediff.models.adapter import Adapter, Reference, extract, integrated
+from animatediff.models.taps import guided_below
 from animatediff.models.unet import VideoUNet
-from animatediff.pipelines.base import REFERENCE_TIMESTEP, VideoPipeline, check_frames
+from animatediff.pipelines.base import REFERENCE_TIMESTEP, TRAINING_STEPS, VideoPipeline, check_frames
 
 
 class EfficientMTPipeline(VideoPipeline):
@@ -86,28 +88,36 @@ class EfficientMTPipeline(VideoPipeline):
         prompt: str | list[str] | None = None,
         *,
         reference: Reference | None = None,
-        guide_by_reference: bool = False,
         guidance_scale: float = 7.5,
+        guidance_below: int = TRAINING_STEPS,
         **kwargs: Any,
     ) -> Any:
         """AnimateDiffPipeline's call, following `reference` where one is given.
 
         Size and number of frames are the reference's; any other argument and the result are AnimateDiffPipeline's.
-        guide_by_reference: guidance contrasts with the network that has neither text nor reference, as `GuidedBlock`
-        says, and so strengthens the motion; as published it contrasts with the one that has no text.
+        guidance_below: the timesteps at which guidance acts, 1 to TRAINING_STEPS (all of them, as published).
         UserError where height, width or num_frames contradict the reference.
         """
-        if reference is None:
-            check_frames(kwargs.get("num_frames", 16))
+        if not 0 < guidance_below <= TRAINING_STEPS:
+            raise UserError(f"guidance_below is {guidance_below}, expected a timestep from 1 to {TRAINING_STEPS}")
+        with ExitStack() as stack:
+            if guidance_scale > 1 and guidance_below < TRAINING_STEPS:
+                stack.enter_context(guided_below(self.unet, guidance_below))
+            if reference is None:
+                check_frames(kwargs.get("num_frames", 16))
+            else:
+                _take_size(kwargs, reference, self.vae_scale_factor)
+                self.adapter.to(self._execution_device)
+                reference = reference.to(self._execution_device)
+                stack.enter_context(integrated(self.unet, self.adapter, reference))
             return super().__call__(prompt, guidance_scale=guidance_scale, **kwargs)
-        height, width = (self.vae_scale_factor * side for side in reference.latent_size)
-        for name, value in (("num_frames", reference.num_frames), ("height", height), ("width", width)):
-            if kwargs.setdefault(name, value) != value:
-                raise UserError(
-                    f"{name} is {kwargs[name]}, but the reference was extracted with {value}; extract it again"
-                )
-        self.adapter.to(self._execution_device)
-        reference = reference.to(self._execution_device)
-        second_half = guide_by_reference and guidance_scale > 1  # else there is no half without the text
-        with integrated(self.unet, self.adapter, reference, second_half):
-            return super().__call__(prompt, guidance_scale=guidance_scale, **kwargs)
+
+
+def _take_size(arguments: dict[str, Any], reference: Reference, scale: int) -> None:
+    """Set num_frames, height and width to the reference's; UserError where they are given and differ."""
+    height, width = (scale * side for side in reference.latent_size)
+    for name, value in (("num_frames", reference.num_frames), ("height", height), ("width", width)):
+        if arguments.setdefault(name, value) != value:
+            raise UserError(
+                f"{name} is {arguments[name]}, but the reference was extracted with {value}; extract it again"
+            )

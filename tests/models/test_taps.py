@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
-from animatediff.models.taps import capture, gradient_until, inject, stop_after
+from animatediff.models.taps import capture, gradient_until, guided_below, inject, stop_after
 
 
 def network():
@@ -104,3 +106,23 @@ def test_gradient_until_a_module():
         net(torch.randn(3, 5))
     assert torch.is_grad_enabled()
     assert not net[0]._forward_hooks
+
+
+class Doubler(nn.Module):
+    """Stands for a UNet: its sample is what it was given, and what it was told beside it."""
+
+    def forward(self, sample, timestep, encoder_hidden_states, added):
+        return SimpleNamespace(sample=sample + encoder_hidden_states + added["images"][0], seen=len(sample))
+
+
+@pytest.mark.parametrize(("timestep", "seen"), [(499, 4), (500, 2), (501, 2)])
+def test_above_the_limit_the_half_with_the_text_stands_for_both(timestep, seen):
+    net, x, text = Doubler(), torch.randn(4, 3), torch.randn(4, 3)
+    images = {"images": [torch.randn(4, 3)]}
+    want = net(x, torch.tensor(timestep), encoder_hidden_states=text, added=images).sample
+    with guided_below(net, 500):
+        got = net(x, torch.tensor(timestep), encoder_hidden_states=text, added=images)
+    assert got.seen == seen
+    assert torch.equal(got.sample, want if seen == 4 else torch.cat([want[2:]] * 2))
+    assert not net._forward_hooks
+    assert not net._forward_pre_hooks

@@ -242,17 +242,22 @@ class TestFromDiffusers:
         assert not torch.allclose(sample(pipe, short, negative_prompt="blurry"), plain)
         assert torch.equal(sample(pipe, short, guidance_scale=1.0), sample(pipe, short, guidance_scale=0.0))
 
-    def test_guidance_by_the_reference_starts_from_neither_text_nor_reference(self, pipe, short):
-        """One DDIM step is affine in the prediction, so the step's results guide as the predictions do."""
-        neither = sample(pipe, None, "", num_frames=4, height=32, width=32, guidance_scale=1.0, num_inference_steps=1)
-        both = sample(pipe, short, guidance_scale=1.0, num_inference_steps=1)
-        guided = sample(pipe, short, guide_by_reference=True, num_inference_steps=1)
-        assert torch.allclose(guided, neither + 6.0 * (both - neither), atol=1e-4)
-        published = sample(pipe, short, num_inference_steps=1)
-        assert not torch.allclose(guided, published, atol=1e-2)
-        assert torch.equal(
-            sample(pipe, short, guidance_scale=1.0, guide_by_reference=True, num_inference_steps=1), both
-        )
+    def test_guidance_below_a_timestep_acts_there_alone_and_costs_nothing_above(self, pipe, short):
+        """Two DDIM steps, at t = 501 and 1."""
+        plain, unguided = sample(pipe, short), sample(pipe, short, guidance_scale=1.0)
+        assert torch.equal(sample(pipe, short, guidance_below=1000), plain)
+        assert torch.equal(sample(pipe, short, guidance_below=1), unguided)
+        batches = []
+        handle = pipe.unet.conv_in.register_forward_hook(lambda _module, _inputs, out: batches.append(len(out)))
+        half = sample(pipe, short, guidance_below=501)
+        handle.remove()
+        assert batches == [4, 8]  # frames of the text's half, then of both
+        assert not torch.allclose(half, plain, atol=1e-3)
+        assert not torch.allclose(half, unguided, atol=1e-3)
+        assert torch.equal(sample(pipe, short, guidance_scale=1.0, guidance_below=501), unguided)
+        assert not pipe.unet._forward_hooks
+        with pytest.raises(UserError, match="guidance_below is 0, expected a timestep from 1 to 1000"):
+            sample(pipe, short, guidance_below=0)
 
     def test_free_init(self, fresh, short):
         plain = sample(fresh, short)

@@ -213,6 +213,7 @@ class TestCommand:
         ("changes", "message"),
         [
             ({"scheduler": "euler"}, "scheduler is 'euler', but MotionClone has timesteps of its own"),
+            ({"guidance_below": 500}, "guidance_below is 500, but MotionClone guides at every step"),
             ({"num_inference_steps": 20}, r"motionclone\.guidance_steps is 50, expected 0 to num_inference_steps, 20"),
             (
                 {"motionclone": MotionCloneConfig(guided_share=1.5)},
