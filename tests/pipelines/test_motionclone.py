@@ -251,6 +251,7 @@ class TestCommand:
         keys = weights | {"ckpt_path": "", "method": "motionclone", "output_dir": tmp_path / "out", "device": "cpu"}
         keys |= {"num_inference_steps": 2, "motionclone.guidance_steps": 1, "reference_seed": "null"}
         keys |= {"num_frames": 3, "height": 32, "width": 48, "guidance_scale": 8.5}
+        keys |= {"scheduler": "ddim", "guidance_below": 1000}
         command = ["--jobs", str(tmp_path / "jobs.jsonl"), *(f"{key}={value}" for key, value in keys.items())]
         assert inference.main(command) == 1
         made = sorted(path.name for path in (tmp_path / "out").rglob("*.mp4"))
