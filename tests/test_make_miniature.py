@@ -61,6 +61,26 @@ def test_a_small_run_gives_what_the_loader_takes_and_repeating_it_changes_nothin
         assert torch.equal(value.half(), trained.get_parameter(name).half())
 
 
+def test_the_motion_stage_goes_on_from_a_model_made_before(script, tmp_path):
+    made = str(Path(script.__file__).parents[1] / "models" / "miniature")
+    overrides = ["clips=2", "latents=2", "motion.steps=1", "motion.batch=1", f"start={made}"]
+    overrides += [f"work={tmp_path / 'work'}", f"output={tmp_path / 'out'}"]
+    script.make(load_config(script.MiniatureConfig, script.CONFIG, overrides))
+    assert not (tmp_path / "work" / "vae").exists()
+    weights = [
+        Weights(str(folder / "StableDiffusion"), str(folder / "Motion_Module" / "mm.safetensors"), ckpt_path="")
+        for folder in (Path(made), tmp_path / "out")
+    ]
+    before, after = map(load_components, weights)
+    for same in ("vae", "text_encoder"):
+        left, right = getattr(before, same).state_dict(), getattr(after, same).state_dict()
+        assert all(torch.equal(left[name], right[name]) for name in left)
+    moves = [
+        (value - after.unet.get_parameter(name)).abs().max().item() for name, value in before.unet.named_parameters()
+    ]
+    assert 0 < max(moves) < 0.01  # one step of AdamW from there, not from anew
+
+
 def test_a_stage_that_is_interrupted_while_it_is_written_is_not_done(script, tmp_path, monkeypatch, capsys):
     class Interrupted:
         def save_pretrained(self, folder):
@@ -73,6 +93,9 @@ def test_a_stage_that_is_interrupted_while_it_is_written_is_not_done(script, tmp
     monkeypatch.setattr("sys.argv", ["make_miniature.py", "--dry-run", f"work={tmp_path}"])
     assert script.main() == 0
     assert capsys.readouterr().out.count("to do") == len(script.STAGES) == 6
+    monkeypatch.setattr("sys.argv", ["make_miniature.py", "--dry-run", f"work={tmp_path}", "start=models/miniature"])
+    assert script.main() == 0
+    assert capsys.readouterr().out.count("to do") == 2
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ UNET_CONFIG: dict[str, Any] = {
 PREDICTS = "v_prediction"  # see velocity_loss
 DROP = 0.1  # share of captions replaced by the empty prompt, for classifier-free guidance
 SUBJECT_WEIGHT, NEAR = 8.0, 1.0  # see subject_importance
-GROUND_WEIGHT = 3.0  # while the motion modules are trained
+GROUND_WEIGHT = 2.0  # while the motion modules are trained
 PIECE, PIECES, PIECE_TIMES = 8, 5, 750  # see train_frames
 NEIGHBOURS = ((-1, 1, -2, 2, -4, 4, 0), (-1, 1, -3, 3, -6, 6))  # see start_as_neighbours
 NEAREST, QUIET = 3.0, 0.1
@@ -165,15 +165,16 @@ def train_clips(
     importance [n, f, h, w]: weight of each place of each frame; chances [n]: how often each clip is drawn, up to a
     factor. Resumes from `checkpoint`.
 
-    Timesteps are drawn in proportion to themselves: at low ones every frame shows what it is, and how frames hang
-    together has nothing to add.
+    Half of the timesteps are drawn in proportion to themselves, for how frames hang together has least to add where
+    every frame shows what it is; half evenly, for that is where outlines are drawn.
     """
     alphas = build_scheduler("ddim").alphas_cumprod
     frames = latents.shape[1]
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         clip = torch.multinomial(chances, batch, replacement=True, generator=generator)
-        time = (1000 * torch.rand(batch, generator=generator).sqrt()).long().clamp(max=999)
+        share = torch.rand(2, batch, generator=generator)
+        time = (1000 * torch.where(share[0] < 0.5, share[1], share[1].sqrt())).long().clamp(max=999)
         clean = latents[clip].float().transpose(1, 2)  # b c f h w
         noisy, noise = _noised(clean, alphas[time], generator)
         dropped = torch.rand(batch, 1, 1, generator=generator) < DROP
