@@ -126,8 +126,8 @@ def make(config: MiniatureConfig) -> None:
     tokenizer = build_tokenizer()
     if config.start:
         folder = Path(config.start)
-        paths = (folder / "StableDiffusion", folder / "Motion_Module" / "mm.safetensors")
-        loaded = load_components(Weights(*map(str, paths)))
+        motion_modules = folder / "Motion_Module" / "mm.safetensors"
+        loaded = load_components(Weights(str(folder / "StableDiffusion"), str(motion_modules)))
         vae, encoder, video = loaded.vae, loaded.text_encoder, loaded.unet
         latents = _latents(config, work, vae)
     else:
