@@ -38,6 +38,7 @@ from animatediff.files import atomic_folder, atomic_path, remove_stale_parts
 from animatediff.miniature.autoencoder import build_vae, encode_mean, scale_latents, train_vae
 from animatediff.miniature.base import (
     GROUND_WEIGHT,
+    PREDICTS,
     build_image_unet,
     subject_centres,
     subject_importance,
@@ -49,7 +50,7 @@ from animatediff.miniature.export import export_base
 from animatediff.miniature.loop import rank
 from animatediff.miniature.text import build_text_encoder, build_tokenizer, encode_text, tokenize
 from animatediff.models import VideoUNet
-from animatediff.pipelines.loading import Weights, load_components
+from animatediff.pipelines.loading import Components, Weights, load_components
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "training" / "miniature_base.yaml"
 Result = TypeVar("Result")
@@ -125,9 +126,7 @@ def make(config: MiniatureConfig) -> None:
     shown = [make_clip(seed) for seed in range(config.latents)]
     tokenizer = build_tokenizer()
     if config.start:
-        folder = Path(config.start)
-        motion_modules = folder / "Motion_Module" / "mm.safetensors"
-        loaded = load_components(Weights(str(folder / "StableDiffusion"), str(motion_modules)))
+        loaded = _load_start(Path(config.start), work)
         vae, encoder, video = loaded.vae, loaded.text_encoder, loaded.unet
         latents = _latents(config, work, vae)
     else:
@@ -146,6 +145,17 @@ def make(config: MiniatureConfig) -> None:
         export_base(Path(config.output), vae, encoder, tokenizer, video)
         save_config(config, Path(config.output) / "base_config.yaml")
         print(f"the base model is in {config.output}; next: train.py --config configs/training/miniature.yaml")
+
+
+def _load_start(folder: Path, work: Path) -> Components:
+    """The base model in `folder`. UserError where it predicts something else, or `work` is of a run from nothing."""
+    if (work / "vae").exists():
+        raise UserError(f"work is {work}, which holds a run from nothing; give a run with start={folder} its own work")
+    motion_modules = folder / "Motion_Module" / "mm.safetensors"
+    loaded = load_components(Weights(str(folder / "StableDiffusion"), str(motion_modules)))
+    if loaded.prediction_type != PREDICTS:
+        raise UserError(f"start is {folder}, whose UNet has {loaded.prediction_type}; this script trains {PREDICTS}")
+    return loaded
 
 
 def _vae_stage(config: MiniatureConfig, work: Path) -> AutoencoderKL:

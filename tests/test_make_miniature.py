@@ -1,6 +1,7 @@
 """scripts/make_miniature.py: stages that resume, and a base model that the common loader takes."""
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -79,6 +80,20 @@ def test_the_motion_stage_goes_on_from_a_model_made_before(script, tmp_path):
         (value - after.unet.get_parameter(name)).abs().max().item() for name, value in before.unet.named_parameters()
     ]
     assert 0 < max(moves) < 0.01  # one step of AdamW from there, not from anew
+
+
+def test_a_start_that_cannot_be_gone_on_from_is_refused(script, tmp_path):
+    made = Path(script.__file__).parents[1] / "models" / "miniature"
+    (tmp_path / "from_nothing" / "vae").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds a run from nothing"):
+        script._load_start(made, tmp_path / "from_nothing")
+    with pytest.raises(UserError, match="no base model folder"):
+        script._load_start(tmp_path / "missing", tmp_path)
+    shutil.copytree(made, tmp_path / "made")
+    scheduler = tmp_path / "made" / "StableDiffusion" / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("v_prediction", "epsilon"))
+    with pytest.raises(UserError, match="whose UNet has epsilon"):
+        script._load_start(tmp_path / "made", tmp_path)
 
 
 def test_a_stage_that_is_interrupted_while_it_is_written_is_not_done(script, tmp_path, monkeypatch, capsys):
