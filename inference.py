@@ -27,7 +27,6 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from diffusers.utils.import_utils import is_xformers_available
 
-from animatediff.commandline import dry_run, parse, read_config
 from animatediff.config import to_dict
 from animatediff.console import run_command
 from animatediff.data.conditions import read_conditions
@@ -35,13 +34,21 @@ from animatediff.data.export import save_frames, save_gif, save_video, side_by_s
 from animatediff.data.video import Clip, fit_frames, read_frames, resolve_size
 from animatediff.errors import UserError, one_line
 from animatediff.files import remove_stale_parts, write_json
-from animatediff.jobs import ALREADY_DONE, DONE, FAILED, TO_DO, Job, plan, read_jobs, share, table
+from animatediff.inference.cli import dry_run, parse, read_config
+from animatediff.inference.jobs import ALREADY_DONE, DONE, FAILED, TO_DO, Job, plan, read_jobs, share, table
+from animatediff.inference.run import (
+    InferenceConfig,
+    locate,
+    missing_weights,
+    reference_key,
+    reference_seed,
+    resolved_dtype,
+)
 from animatediff.memory import peak_memory
 from animatediff.models.adapter import Reference
-from animatediff.pipelines.efficientmt import EfficientMTPipeline
-from animatediff.pipelines.loading import load_motionclone, load_pipeline, weight_files
-from animatediff.pipelines.motionclone import MotionClonePipeline, MotionReference
-from animatediff.runs import InferenceConfig, locate, missing_weights, reference_key, reference_seed, resolved_dtype
+from animatediff.pipelines.backbones.sd15 import load_motionclone, load_pipeline, weight_files
+from animatediff.pipelines.efficientmt.pipeline import EfficientMTPipeline
+from animatediff.pipelines.motionclone.pipeline import MotionClonePipeline, MotionReference
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LESS_MEMORY = "offload=model (or sequential), dtype=bf16, a smaller height and width, or fewer num_frames"

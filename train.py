@@ -27,7 +27,7 @@ from animatediff.data.latents import Inputs
 from animatediff.data.pairs import PairOrder
 from animatediff.errors import UserError
 from animatediff.models import EfficientMT
-from animatediff.pipelines.loading import load_components
+from animatediff.pipelines.backbones.sd15 import load_components
 from animatediff.training.checkpoints import Progress, find_checkpoint, load_checkpoint, save_adapter, save_checkpoint
 from animatediff.training.config import TrainingConfig, read_config
 from animatediff.training.objective import loss_weight, noise_loss, wanted_prediction

@@ -24,6 +24,7 @@ from animatediff.config import load_config
 from animatediff.console import run_command
 from animatediff.errors import UserError
 from animatediff.files import atomic_folder, atomic_path
+from animatediff.inference.run import InferenceConfig, locate, located
 from animatediff.models.adapter import Adapter
 from animatediff.models.checkpoints import (
     StateDict,
@@ -32,8 +33,7 @@ from animatediff.models.checkpoints import (
     read_state_dict,
     split_adapter,
 )
-from animatediff.pipelines.loading import load_adapter, load_components, load_saved_adapter, published_sites
-from animatediff.runs import InferenceConfig, locate, located
+from animatediff.pipelines.backbones.sd15 import load_adapter, load_components, load_saved_adapter, published_sites
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

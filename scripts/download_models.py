@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from animatediff.config import nearest
 from animatediff.console import run_command
 from animatediff.errors import UserError, describe_os_error, one_line
-from animatediff.published import PUBLISHED, Published, find_source, markdown_table
+from animatediff.hub import PUBLISHED, Published, find_source, markdown_table
 
 
 class Unreachable(UserError):

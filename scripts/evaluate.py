@@ -28,12 +28,12 @@ from animatediff.config import load_config, save_config
 from animatediff.console import run_command
 from animatediff.errors import UserError
 from animatediff.evaluation.evaluate import EvaluationConfig, Row, evaluate, load_tools
-from animatediff.evaluation.miniature_measure import write_benchmark
 from animatediff.evaluation.plots import save_plots
 from animatediff.evaluation.report import write_report
 from animatediff.evaluation.sources import Item, benchmark_jobs, find_items, missing_jobs, name_methods
 from animatediff.evaluation.tables import problem_lines, summarise, to_csv, to_json, to_markdown
 from animatediff.files import atomic_path, read_jsonl, write_json
+from animatediff.miniature.measure import write_benchmark
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "evaluation" / "default.yaml"
 

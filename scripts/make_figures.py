@@ -26,8 +26,8 @@ from animatediff.console import run_command
 from animatediff.data.export import save_gif
 from animatediff.data.video import read_frames
 from animatediff.errors import UserError
-from animatediff.evaluation.palette import read_clip
 from animatediff.files import atomic_path, read_json
+from animatediff.miniature.palette import read_clip
 
 SCALE = 2  # of the videos in the animation
 CAPTION = 44  # pixels under each pair

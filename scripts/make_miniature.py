@@ -31,9 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from animatediff.config import load_config, save_config, to_yaml
 from animatediff.console import run_command
-from animatediff.data.synthetic import make_clip, sample_content
 from animatediff.errors import UserError
-from animatediff.evaluation.miniature import bundled_jobs, write_jobs
 from animatediff.files import atomic_folder, atomic_path, remove_stale_parts
 from animatediff.miniature.autoencoder import build_vae, encode_mean, scale_latents, train_vae
 from animatediff.miniature.base import (
@@ -47,10 +45,12 @@ from animatediff.miniature.base import (
     train_frames,
 )
 from animatediff.miniature.export import export_base
+from animatediff.miniature.heldout import bundled_jobs, write_jobs
 from animatediff.miniature.loop import rank
 from animatediff.miniature.text import build_text_encoder, build_tokenizer, encode_text, tokenize
+from animatediff.miniature.world import make_clip, sample_content
 from animatediff.models import VideoUNet
-from animatediff.pipelines.loading import Components, Weights, load_components
+from animatediff.pipelines.backbones.sd15 import Components, Weights, load_components
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "training" / "miniature_base.yaml"
 Result = TypeVar("Result")

@@ -32,11 +32,7 @@ sys.path.insert(0, str(REPOSITORY))
 import inference  # noqa: E402
 from animatediff.config import load_config, save_config  # noqa: E402
 from animatediff.console import run_command  # noqa: E402
-from animatediff.data.pairs import MANIFEST, ClipShape, synthetic_groups  # noqa: E402
-from animatediff.errors import UserError  # noqa: E402
-from animatediff.evaluation.evaluate import EvaluationConfig, Tools, evaluate_item, load_tools  # noqa: E402
-from animatediff.evaluation.sources import find_items  # noqa: E402
-from animatediff.factory.candidates import (  # noqa: E402
+from animatediff.curation.candidates import (  # noqa: E402
     JOBS,
     Source,
     find_sources,
@@ -45,7 +41,7 @@ from animatediff.factory.candidates import (  # noqa: E402
     save_even,
     write_jobs,
 )
-from animatediff.factory.selection import (  # noqa: E402
+from animatediff.curation.selection import (  # noqa: E402
     SCORES,
     Candidate,
     check_thresholds,
@@ -55,10 +51,14 @@ from animatediff.factory.selection import (  # noqa: E402
     write_pairs,
     write_scores,
 )
-from animatediff.factory.sheet import write_sheet  # noqa: E402
+from animatediff.curation.sheet import write_sheet  # noqa: E402
+from animatediff.data.pairs import MANIFEST, ClipShape, synthetic_groups  # noqa: E402
+from animatediff.errors import UserError  # noqa: E402
+from animatediff.evaluation.evaluate import EvaluationConfig, Tools, evaluate_item, load_tools  # noqa: E402
+from animatediff.evaluation.sources import find_items  # noqa: E402
 from animatediff.files import atomic_path, read_json, write_json  # noqa: E402
-from animatediff.jobs import Job  # noqa: E402
-from animatediff.runs import InferenceConfig, locate, located  # noqa: E402
+from animatediff.inference.jobs import Job  # noqa: E402
+from animatediff.inference.run import InferenceConfig, locate, located  # noqa: E402
 
 DEFAULT_CONFIG = REPOSITORY / "configs" / "pairs" / "default.yaml"
 INFERENCE = {

@@ -16,8 +16,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 
 from animatediff.data.export import save_video
-from animatediff.pipelines.efficientmt import EfficientMTPipeline
-from animatediff.pipelines.loading import Weights, load_pipeline
+from animatediff.pipelines.backbones.sd15 import Weights, load_pipeline
+from animatediff.pipelines.efficientmt.pipeline import EfficientMTPipeline
 from tests.goldens import write_tiny_layout
 
 torch.set_num_threads(1)

@@ -12,7 +12,7 @@ import torch
 from animatediff.errors import UserError
 from animatediff.models.adapter import Adapter
 from animatediff.models.checkpoints import read_state_dict
-from animatediff.pipelines.loading import Weights, load_adapter, load_components
+from animatediff.pipelines.backbones.sd15 import Weights, load_adapter, load_components
 from tests.disk import small_disk  # noqa: F401
 
 SITE = "up_blocks.1.motion_modules.0.transformer_blocks.0"

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 from animatediff.errors import UserError
-from animatediff.published import PUBLISHED, find_source, markdown_table
+from animatediff.hub import PUBLISHED, find_source, markdown_table
 
 ROOT = Path(__file__).parents[1]
 REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from animatediff.data.export import save_video
-from animatediff.data.synthetic import make_clip
 from animatediff.errors import UserError
 from animatediff.files import write_json
+from animatediff.miniature.world import make_clip
 from scripts import make_figures
 
 

@@ -15,8 +15,8 @@ from statistics import median
 from typing import Any
 
 from animatediff.data.export import save_video
-from animatediff.data.synthetic import make_clip, render
 from animatediff.errors import UserError, one_line
+from animatediff.miniature.world import make_clip, render
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "a red star on sand, take {}"

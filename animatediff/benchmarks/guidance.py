@@ -11,10 +11,10 @@ from animatediff.benchmarks.memory import compare_memory
 from animatediff.benchmarks.networks import Setup, random_unet
 from animatediff.benchmarks.sampling import noise_and_text
 from animatediff.benchmarks.timing import interleave, isolated, memory_now, peak_memory, summarise
-from animatediff.models.motion_guidance import extract_motion
 from animatediff.models.unet import VideoUNet
-from animatediff.pipelines.efficientmt import REFERENCE_TIMESTEP
-from animatediff.pipelines.motionclone import sample
+from animatediff.pipelines.efficientmt.pipeline import REFERENCE_TIMESTEP
+from animatediff.pipelines.motionclone.guidance import extract_motion
+from animatediff.pipelines.motionclone.pipeline import sample
 
 STEPS = ("plain", "guided", "guided, checkpointed")
 

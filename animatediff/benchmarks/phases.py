@@ -27,7 +27,7 @@ from animatediff.files import write_json
 from animatediff.miniature.text import build_tokenizer
 from animatediff.models import Adapter, build_unet
 from animatediff.models.checkpoints import original_name
-from animatediff.pipelines.loading import Weights, load_pipeline
+from animatediff.pipelines.backbones.sd15 import Weights, load_pipeline
 
 PUBLISHED_STEPS = 25
 PROMPTS = 10

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from animatediff.models.adapter import Adapter, Reference
+from animatediff.models.hooks import inject
 from animatediff.models.integration import Site, SiteFeatures
-from animatediff.models.taps import inject
 
 
 class DirectBlock(nn.Module):

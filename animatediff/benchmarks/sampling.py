@@ -11,7 +11,7 @@ from animatediff.benchmarks.networks import Setup, random_adapter, random_unet, 
 from animatediff.benchmarks.published import directly
 from animatediff.benchmarks.timing import interleave, summarise
 from animatediff.models.adapter import EfficientMT, extract, integrated
-from animatediff.models.taps import inject
+from animatediff.models.hooks import inject
 
 TIMESTEP = 500
 

@@ -19,7 +19,7 @@ from animatediff.benchmarks.sampling import noise_and_text, parameter_counts
 from animatediff.benchmarks.timing import interleave, isolated, memory_now, peak_memory, summarise
 from animatediff.models import Adapter, EfficientMT, VideoUNet
 from animatediff.models.adapter import extract
-from animatediff.pipelines.efficientmt import REFERENCE_TIMESTEP
+from animatediff.pipelines.efficientmt.pipeline import REFERENCE_TIMESTEP
 
 SCHEMES = ("published", "shared", "shared, checkpointed")
 TIMESTEP = 700

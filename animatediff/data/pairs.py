@@ -14,11 +14,11 @@ from typing import Protocol
 
 import torch
 
-from animatediff.data import motions, synthetic
 from animatediff.data.decode import VIDEO_SUFFIXES
 from animatediff.data.video import fit_frames, read_frames
 from animatediff.errors import UserError
 from animatediff.files import read_jsonl
+from animatediff.miniature import motions, world
 
 MANIFEST = "manifest.jsonl"
 
@@ -87,7 +87,7 @@ class FileClip:
 class SyntheticClip:
     """A clip of the moving-shape world, rendered when it is read."""
 
-    content: synthetic.Content
+    content: world.Content
     split: str
     motion_seed: int
 
@@ -103,10 +103,10 @@ class SyntheticClip:
     def content_hash(self) -> str:
         return hashlib.sha256(f"{_world_source()} {self!r}".encode()).hexdigest()
 
-    def clip(self, shape: ClipShape) -> synthetic.Clip:
+    def clip(self, shape: ClipShape) -> world.Clip:
         """The clip with its ground truth."""
-        motion = synthetic.sample_motion(self.motion_seed, self.split, frames=shape.num_frames)
-        return synthetic.Clip(self.content, motion, (shape.height, shape.width))
+        motion = world.sample_motion(self.motion_seed, self.split, frames=shape.num_frames)
+        return world.Clip(self.content, motion, (shape.height, shape.width))
 
     def pixels(self, shape: ClipShape) -> torch.Tensor:
         return fit_frames(self.clip(shape).frames(), shape.height, shape.width)
@@ -121,8 +121,8 @@ def synthetic_groups(
     """
     groups = []
     for motion_seed in _motion_seeds(count, seed, split, camera_share):
-        contents: dict[str, synthetic.Content] = {}
-        draws = (synthetic.sample_content(motion_seed * 1009 + attempt, split) for attempt in range(64 * clips))
+        contents: dict[str, world.Content] = {}
+        draws = (world.sample_content(motion_seed * 1009 + attempt, split) for attempt in range(64 * clips))
         for content in draws:
             contents.setdefault(content.caption, content)
             if len(contents) == clips:
@@ -141,7 +141,7 @@ def _motion_seeds(count: int, seed: int, split: str, camera_share: float | None)
     chosen: list[int] = []
     while len(chosen) < count:
         candidate = next(seeds)
-        kind = synthetic.sample_motion(candidate, split).moves_camera
+        kind = world.sample_motion(candidate, split).moves_camera
         if wanted[kind]:
             wanted[kind] -= 1
             chosen.append(candidate)
@@ -279,4 +279,4 @@ def _named_clips(root: Path) -> list[tuple[str, FileClip]]:
 @cache
 def _world_source() -> str:
     """Changes when the world's code does, so that nothing rendered before is mistaken for the present."""
-    return hashlib.sha256((inspect.getsource(synthetic) + inspect.getsource(motions)).encode()).hexdigest()
+    return hashlib.sha256((inspect.getsource(world) + inspect.getsource(motions)).encode()).hexdigest()

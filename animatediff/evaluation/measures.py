@@ -173,8 +173,8 @@ class Cost:
 
 # Further measures by name: module and the name in it of a Measure, imported only when asked for.
 PLUGINS = {
-    "miniature": "animatediff.evaluation.miniature_measure:MEASURE",
-    "weight_free": "animatediff.factory.measures:MEASURE",
+    "miniature": "animatediff.miniature.measure:MEASURE",
+    "weight_free": "animatediff.miniature.words:MEASURE",
 }
 
 

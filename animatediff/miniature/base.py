@@ -14,12 +14,12 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from animatediff.data.synthetic import Clip
 from animatediff.miniature.loop import train
 from animatediff.miniature.text import WIDTH
+from animatediff.miniature.world import Clip
 from animatediff.models import VideoUNet, build_unet
 from animatediff.models.motion_module import MotionModule
-from animatediff.pipelines.loading import build_scheduler
+from animatediff.pipelines.backbones.sd15 import build_scheduler
 
 UNET_CONFIG: dict[str, Any] = {
     "sample_size": 16,

@@ -10,7 +10,7 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from animatediff.data.synthetic import COLOURS, GROUNDS, PATTERNS, SHAPES
+from animatediff.miniature.world import COLOURS, GROUNDS, PATTERNS, SHAPES
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 32  # tokens of a prompt, the two special ones included

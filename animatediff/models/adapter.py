@@ -16,7 +16,7 @@ from torch import nn
 from animatediff.config import nearest
 from animatediff.errors import UserError
 from animatediff.models.integration import IntegratedBlock, Site, SiteFeatures
-from animatediff.models.taps import capture, inject
+from animatediff.models.hooks import capture, inject
 
 SITES = ("up", "up_1", "up_2", "midup", "full")
 PARTS = ("to_q", "to_k", "to_v", "scaler")

@@ -9,8 +9,8 @@ from animatediff.config import load_config, nearest
 from animatediff.errors import UserError
 from animatediff.models.adapter import PARTS, SITES
 from animatediff.models.unet import MAX_FRAMES
-from animatediff.pipelines.base import TRAINING_STEPS
-from animatediff.pipelines.loading import Weights
+from animatediff.pipelines.backbones.sd15 import Weights
+from animatediff.pipelines.video import TRAINING_STEPS
 from animatediff.training.objective import SAMPLINGS, WEIGHTINGS
 
 SOURCES = ("folder", "synthetic")

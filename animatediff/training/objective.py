@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
-from animatediff.pipelines.base import BETAS, TRAINING_STEPS
+from animatediff.pipelines.video import BETAS, TRAINING_STEPS
 
 SAMPLINGS = ("uniform", "cubic")
 WEIGHTINGS = ("none", "inverse_alpha_bar")

@@ -15,7 +15,7 @@ from animatediff.data.pairs import Group
 from animatediff.files import read_json
 from animatediff.memory import peak_memory
 from animatediff.models.unet import build_unet
-from animatediff.pipelines.loading import weight_files
+from animatediff.pipelines.backbones.sd15 import weight_files
 from animatediff.training.config import TrainingConfig, trained_parts
 from animatediff.training.optimizer import freeze_untrained
 from animatediff.training.setup import find_groups, fresh_adapter

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from animatediff.data.export import safe_name, save_video, side_by_side
 from animatediff.data.pairs import ClipShape, Group, PairOrder, SyntheticClip, TrainingClip
-from animatediff.evaluation.miniature import Job, score
 from animatediff.files import write_json
+from animatediff.miniature.heldout import Job, score
 from animatediff.models import Adapter, EfficientMT
-from animatediff.pipelines.efficientmt import EfficientMTPipeline
-from animatediff.pipelines.loading import Components, build_scheduler
+from animatediff.pipelines.backbones.sd15 import Components, build_scheduler
+from animatediff.pipelines.efficientmt.pipeline import EfficientMTPipeline
 from animatediff.training.checkpoints import Progress
 from animatediff.training.config import TrainingConfig
 from animatediff.training.optimizer import averaged

@@ -11,8 +11,8 @@ import torch
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from animatediff.data.export import save_video
-from animatediff.data.motions import sample_motion
-from animatediff.data.synthetic import Clip, sample_content
+from animatediff.miniature.motions import sample_motion
+from animatediff.miniature.world import Clip, sample_content
 from tests.evaluation.browser import Browser, find_browser
 
 cv2.setNumThreads(1)

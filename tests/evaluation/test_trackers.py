@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from animatediff.data.motions import CAMERA_FAMILIES, FAMILIES, Motion, sample_motion
-from animatediff.data.synthetic import Clip, sample_content
 from animatediff.errors import UserError
 from animatediff.evaluation.camera import global_motion_error
 from animatediff.evaluation.metrics import motion_fidelity
 from animatediff.evaluation.trackers import CoTracker, LucasKanade, build_tracker
+from animatediff.miniature.motions import CAMERA_FAMILIES, FAMILIES, Motion, sample_motion
+from animatediff.miniature.world import Clip, sample_content
 
 SIZE = (128, 128)
 # Radial motions hold every direction at once, so fidelity, which is blind to place, hardly tells them from their like

@@ -18,7 +18,7 @@ from animatediff.models.checkpoints import (
 )
 from animatediff.models.integration import IntegratedBlock, Site, SiteFeatures
 from animatediff.models.scaler import Scaler
-from animatediff.models.taps import capture
+from animatediff.models.hooks import capture
 from tests.goldens import TINY, fill, golden, golden_names, relative_error
 
 EXACT, SHORT_RUN = 1e-5, 1e-4

@@ -7,7 +7,7 @@ import torch
 
 from animatediff.errors import UserError
 from animatediff.models import build_unet
-from animatediff.models.motion_guidance import extract_motion, predict_noise
+from animatediff.pipelines.motionclone.guidance import extract_motion, predict_noise
 from animatediff.models.sparsectrl import load_original_sparsectrl, merge_domain_adapter, place_condition
 from tests.goldens import MOTIONCLONE, TINY, fill, filled_unet, golden, keys, relative_error
 

@@ -22,7 +22,7 @@ import train as program
 from animatediff.errors import UserError
 from animatediff.models import EfficientMT
 from animatediff.models.checkpoints import original_adapter_state
-from animatediff.pipelines.loading import Weights, load_adapter, load_components
+from animatediff.pipelines.backbones.sd15 import Weights, load_adapter, load_components
 from animatediff.training.config import read_config
 from tests.data.test_pairs import write_clip
 from tests.training.conftest import Settings

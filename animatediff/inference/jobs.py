@@ -1,0 +1,175 @@
+"""The list of jobs of one command: read, checked, named, shared among processes, and told about at the end."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from animatediff.config import update_config
+from animatediff.data.export import safe_name
+from animatediff.errors import UserError
+from animatediff.files import parse_object, read_json, read_lines
+from animatediff.inference.run import (
+    LOADED_ONCE,
+    InferenceConfig,
+    check,
+    check_output,
+    content_hash,
+    fingerprint,
+    located,
+    reference_key,
+)
+
+ALIASES = {"video_path": "ref_video_path", "new_prompt": "prompt"}  # names of other programs' job lists
+TO_DO, DONE, ALREADY_DONE, REPEATED, FAILED = STATUSES = "to do", "done", "already done", "repeated", "failed"
+
+
+@dataclass
+class Job:
+    """One video to make: its resolved configuration, where it came from, where it goes, and how it stands."""
+
+    config: InferenceConfig
+    label: str
+    number: int = 1  # in the list, from 1
+    status: str = TO_DO
+    note: str = ""
+    seconds: float = 0.0
+    reference_sha256: str = ""
+    fingerprint: str = ""
+    output: Path = field(default_factory=Path)
+
+    @property
+    def sidecar(self) -> Path:
+        return self.output.with_suffix(".json")
+
+    @property
+    def gif(self) -> Path:
+        return self.output.with_suffix(".gif")
+
+    @property
+    def frames(self) -> Path:
+        return self.output.with_suffix("")
+
+    @property
+    def beside(self) -> Path:
+        return self.output.with_stem(f"{self.output.stem}-beside")
+
+    def results(self) -> list[Path]:
+        """Everything this job writes, its sidecar, which is written last, last."""
+        asked = {self.gif: self.config.gif, self.frames: self.config.frames, self.beside: self.config.side_by_side}
+        return [self.output, *(path for path, wanted in asked.items() if wanted), self.sidecar]
+
+    def is_finished(self) -> bool:
+        """Whether everything asked for is there, made with this very configuration."""
+        return all(path.exists() for path in self.results()) and _fingerprint_in(self.sidecar) == self.fingerprint
+
+    def ended(self, status: str, note: str = "", seconds: float = 0.0) -> Job:
+        """This job, with how it ended."""
+        self.status, self.note, self.seconds = status, note, seconds
+        return self
+
+
+def read_jobs(path: str | Path, config: InferenceConfig) -> list[Job]:
+    """Jobs from a JSON Lines file; each line is laid over `config`. A bad line becomes a failed Job.
+
+    UserError where the file cannot be read or holds no job.
+    """
+    jobs = []
+    for number, (line, text) in enumerate(read_lines(path), start=1):
+        label = f"{path} line {line}"
+        try:
+            jobs.append(Job(_lay_over(config, parse_object(text, label), label), label, number))
+        except UserError as error:
+            jobs.append(Job(config, label, number).ended(FAILED, str(error)))
+    if not jobs:
+        raise UserError(f"{path} holds no jobs; expected one JSON object a line with ref_video_path and prompt")
+    return jobs
+
+
+def plan(jobs: Sequence[Job]) -> None:
+    """Check every job and give it its fingerprint, its output and its status. Touches no model, writes nothing.
+
+    A result goes to <output_dir>/<reference name>/<prompt>-<seed>.mp4. Where another configuration already has that
+    name, in this list or on disk, digits of the fingerprint follow.
+    """
+    taken: dict[Path, Job] = {}
+    sha256 = functools.cache(content_hash)
+    for job in jobs:
+        if job.status == FAILED:
+            continue
+        try:
+            check(job.config)
+            job.reference_sha256 = sha256(Path(job.config.ref_video_path))
+            job.fingerprint = fingerprint(job.config, sha256)
+            job.output = _free_name(job, taken)
+            check_output(job.output.parent)
+        except UserError as error:
+            job.ended(FAILED, str(error))
+            continue
+        if job.output in taken:
+            job.ended(REPEATED, f"the same as job {taken[job.output].number}")
+        elif job.is_finished() and not job.config.overwrite:
+            job.ended(ALREADY_DONE)
+        taken.setdefault(job.output, job)
+
+
+def by_reference(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs with those of one reference next to each other, references in order of first appearance."""
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(reference_key(job.config), []).append(job)
+    return [job for group in groups.values() for job in group]
+
+
+def share(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
+    """Process `index`'s contiguous part of the jobs, so that few references are extracted by two processes."""
+    ordered = by_reference(jobs)
+    return ordered[len(ordered) * index // count : len(ordered) * (index + 1) // count]
+
+
+def table(jobs: Sequence[Job]) -> str:
+    """One line a job, in the order of the list, and the totals."""
+    width = max(len(job.status) for job in jobs)
+    lines = [
+        f"{job.number:4}  {job.status:{width}}  {job.seconds:7.1f} s  {job.note or job.output}"
+        for job in sorted(jobs, key=lambda job: job.number)
+    ]
+    counts = {status: sum(job.status == status for job in jobs) for status in STATUSES}
+    totals = [f"{count} {status}" for status, count in counts.items() if count]
+    return "\n".join(["", *lines, f"{len(jobs)} jobs: {', '.join(totals)}"])
+
+
+def _lay_over(config: InferenceConfig, row: dict[str, Any], label: str) -> InferenceConfig:
+    row = {ALIASES.get(key, key): value for key, value in row.items()}
+    fixed = sorted(LOADED_ONCE & row.keys())
+    if fixed:
+        raise UserError(
+            f"{label} sets '{fixed[0]}', which is loaded once for all jobs; set it in the YAML or on the command line"
+        )
+    return located(update_config(config, row, label))
+
+
+def _free_name(job: Job, taken: dict[Path, Job]) -> Path:
+    """The first name for the job's output that no other configuration holds."""
+    reference = Path(job.config.ref_video_path)
+    folder = Path(job.config.output_dir) / safe_name(reference.stem or reference.resolve().name, spaced=False)
+    stem = f"{safe_name(job.config.prompt or '')}-{job.config.seed}"
+    marked = [f"{stem}-{job.fingerprint[:digits]}" for digits in (8, 64)]
+    for output in (folder / f"{name}.mp4" for name in (stem, *marked)):
+        owner = taken[output].fingerprint if output in taken else _fingerprint_in(output.with_suffix(".json"))
+        if owner in (None, job.fingerprint) or (job.config.overwrite and output not in taken):
+            break
+    return output
+
+
+def _fingerprint_in(sidecar: Path) -> str | None:
+    """The fingerprint that a sidecar holds, "" where it is no sidecar of ours, None where there is none."""
+    if not sidecar.is_file():
+        return None
+    try:
+        return str(read_json(sidecar).get("fingerprint", ""))
+    except (UserError, AttributeError):
+        return ""

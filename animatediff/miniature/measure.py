@@ -1,0 +1,91 @@
+"""The miniature's own measures as columns of scripts/evaluate.py (`measures: [miniature]`).
+
+An output belongs to one of the 64 held-out jobs (animatediff/miniature/heldout.py) by the name of its reference and
+by its prompt; which way the reference plays is read from its frames.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+
+import numpy as np
+
+from animatediff.data.export import save_video
+from animatediff.errors import UserError
+from animatediff.evaluation.measures import Column, Measured, Sample
+from animatediff.files import write_json
+from animatediff.miniature.heldout import JOBS, Job, heldout_jobs, score, write_jobs
+
+FPS = 8
+SHARES = ("colour", "shape", "background", "leak")
+
+
+class Miniature:
+    """Motion and content against the exact ground truth of the moving-shape world."""
+
+    reason = None
+    columns = (
+        Column("subject_cosine", "subject motion cosine", "higher"),
+        Column("subject_distance", "subject distance", "lower", "% of width", 2),
+        Column("camera_cosine", "camera motion cosine", "higher"),
+        Column("subject_size", "subject size followed", "higher"),
+        Column("colour", "colour right", "higher", "%", 1),
+        Column("shape", "shape right", "higher", "%", 1),
+        Column("background", "background right", "higher", "%", 1),
+        Column("leak", "reference's colour shows", "lower", "%", 1),
+    )
+
+    def __call__(self, sample: Sample) -> Measured:
+        """UserError where the sample is not an output of one of the held-out jobs."""
+        frames, height, width = sample.frames.shape[:3]
+        name = Path(str(sample.record.get("reference") or sample.record.get("ref_video_path") or "")).stem
+        jobs = {job.name: job for job in _jobs(frames, height, width)}
+        if name not in jobs:
+            raise UserError(f"its reference '{name}' is not one of the miniature's held-out jobs")
+        job = jobs[name]
+        if sample.prompt != job.prompt:
+            raise UserError(f"its prompt '{sample.prompt}' is not that of the held-out job {name}: '{job.prompt}'")
+        found = score(sample.frames, job, _plays_backwards(sample, job))
+        values = {
+            "subject_cosine": found["cosine"],
+            "subject_distance": found["distance"],
+            "camera_cosine": found["camera"],
+            "subject_size": found["size"],
+            **{key: 100.0 * found[key] for key in SHARES},
+        }
+        return Measured({key: math.nan if value is None else float(value) for key, value in values.items()})
+
+
+def write_benchmark(folder: str | Path, count: int = JOBS) -> list[Path]:
+    """Render what the miniature is evaluated on into `folder`.
+
+    references/ and reversed/ hold the references, forwards and backwards, each with the jobs.jsonl that inference.py
+    reads; exact/ holds the perfect answers as if they were outputs, the upper bound of every measure.
+    """
+    folder, jobs = Path(folder), heldout_jobs(count)
+    lists = [write_jobs(folder / "references", jobs), write_jobs(folder / "reversed", jobs, backwards=True)]
+    for job in jobs:
+        output, frames = folder / "exact" / f"{job.name}.mp4", job.wanted.frames()
+        reference = str(folder / "references" / f"{job.name}.mp4")
+        save_video(output, frames, FPS)
+        record = {"output": output.name, "method": "rendered", "reference": reference, "prompt": job.prompt}
+        write_json(output.with_suffix(".json"), {**record, "seed": job.seed, "num_frames": len(frames)})
+    return [*lists, folder / "exact"]
+
+
+@functools.cache
+def _jobs(frames: int, height: int, width: int) -> tuple[Job, ...]:
+    return tuple(heldout_jobs(frames=frames, size=(height, width)))
+
+
+def _plays_backwards(sample: Sample, job: Job) -> bool:
+    """Whether the reference's frames are nearer to the job's reversed clip than to the clip itself."""
+    if sample.reference is None:
+        return False
+    shown, clip = sample.reference.astype(np.int16), job.reference.frames().astype(np.int16)
+    return bool(np.abs(shown - clip[::-1]).mean() < np.abs(shown - clip).mean())
+
+
+MEASURE = Miniature()
