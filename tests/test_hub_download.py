@@ -464,12 +464,12 @@ def test_unknown_name(tmp_path):
 
 def test_as_a_command(hub, tmp_path):
     command = [sys.executable, "scripts/download_models.py", "--models", str(tmp_path), "--only", "adapter"]
-    shown = {**os.environ, "TQDM_POSITION": "-1"}  # progress bars although this is no terminal
+    shown = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_POSITION": "-1"}  # bars although this is no terminal
     done = subprocess.run(command, cwd=ROOT, env=shown, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "checkpoint.ckpt: 100%" in done.stderr
     assert files_under(tmp_path) == ["Integrated_Attention/checkpoint.ckpt"]
-    done = subprocess.run([*command, "nothing"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "nothing"], cwd=ROOT, env=shown, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no published model is named 'nothing'")
     assert done.stderr.count("\n") == 1

@@ -10,23 +10,19 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, UNetMotionModel
+from diffusers import UNetMotionModel
 
 from animatediff.errors import UserError
+from animatediff.pipelines.backbones.schedulers import build_scheduler
 from animatediff.pipelines.motionclone.guidance import Control, Motion, noise_and_loss, predict_noise
-from animatediff.pipelines.video import BETAS, TRAINING_STEPS
+from animatediff.pipelines.video import NUM_TRAIN_TIMESTEPS
 
 Callback = Callable[[int, torch.Tensor], torch.Tensor | None]
 
 
-def noise_schedule() -> DDIMScheduler:
-    """The linear schedule over 1000 steps, made anew: diffusers' schedulers keep their tensors where they were used."""
-    return DDIMScheduler(**BETAS)
-
-
 def alphas_cumprod() -> torch.Tensor:
-    """Cumulative products of 1 - beta over the 1000 steps, float32 on the CPU."""
-    return noise_schedule().alphas_cumprod
+    """Cumulative products of 1 - beta over the 1000 steps of the linear schedule, float32 on the CPU."""
+    return build_scheduler("ddim").alphas_cumprod
 
 
 def alpha_at(timestep: int | None) -> float:
@@ -36,7 +32,8 @@ def alpha_at(timestep: int | None) -> float:
 
 def add_noise(latents: torch.Tensor, noise: torch.Tensor, timestep: int) -> torch.Tensor:
     """Latents of any shape noised to `timestep`: sqrt(abar) latents + sqrt(1 - abar) noise, computed in float32."""
-    noisy = noise_schedule().add_noise(latents.float(), noise.float(), torch.tensor([timestep]))
+    schedule = build_scheduler("ddim")  # made anew: diffusers' schedulers keep their tensors on the last device
+    noisy = schedule.add_noise(latents.float(), noise.float(), torch.tensor([timestep]))
     return noisy.to(latents.dtype)
 
 
@@ -46,8 +43,8 @@ def uneven_timesteps(num_inference_steps: int, guidance_steps: int, guidance_sca
     The others share the rest of the range. UserError where one part has steps and no range.
     """
     check_steps(num_inference_steps, guidance_steps, guidance_scale)
-    boundary = int((1 - guidance_scale) * TRAINING_STEPS)
-    guided = np.linspace(boundary, TRAINING_STEPS - 1, guidance_steps).round()[::-1]
+    boundary = int((1 - guidance_scale) * NUM_TRAIN_TIMESTEPS)
+    guided = np.linspace(boundary, NUM_TRAIN_TIMESTEPS - 1, guidance_steps).round()[::-1]
     plain = np.linspace(0, boundary - 1, num_inference_steps - guidance_steps).round()[::-1]
     return [int(t) for t in (*guided, *plain)]
 
@@ -60,13 +57,13 @@ def check_steps(
 ) -> None:
     """UserError unless the three make a schedule; `names`: what the caller's user knows the last two as."""
     steps_name, share_name = names
-    if not 1 <= num_inference_steps <= TRAINING_STEPS:
-        raise UserError(f"num_inference_steps is {num_inference_steps}, expected 1 to {TRAINING_STEPS}")
+    if not 1 <= num_inference_steps <= NUM_TRAIN_TIMESTEPS:
+        raise UserError(f"num_inference_steps is {num_inference_steps}, expected 1 to {NUM_TRAIN_TIMESTEPS}")
     if not 0 <= guidance_steps <= num_inference_steps:
         raise UserError(f"{steps_name} is {guidance_steps}, expected 0 to num_inference_steps, {num_inference_steps}")
     if not 0 <= guidance_scale <= 1:
         raise UserError(f"{share_name} is {guidance_scale}, expected 0 to 1: the share of the noise range to guide")
-    if guidance_steps < num_inference_steps and int((1 - guidance_scale) * TRAINING_STEPS) < 1:
+    if guidance_steps < num_inference_steps and int((1 - guidance_scale) * NUM_TRAIN_TIMESTEPS) < 1:
         raise UserError(
             f"{share_name} is {guidance_scale}, which leaves no noise range to the "
             f"{num_inference_steps - guidance_steps} unguided steps; lower it, or guide all {num_inference_steps} steps"
