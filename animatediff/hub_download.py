@@ -12,11 +12,11 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_download, hf_hub_url
@@ -289,19 +289,28 @@ def differs(download: Download, path: Path) -> str | None:
     if download.sha256 is not None:
         same = sha256_of(path) == download.sha256
     else:
-        same = download.git_id is None or git_hash(path.read_bytes()) == download.git_id
+        same = download.git_id is None or read(path, lambda file: git_hash(file.read())) == download.git_id
     return None if same else "has another checksum than the hub states"
 
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, as hexadecimal digits; a bar shows the progress of large ones."""
-    with (
-        open(path, "rb") as file,
-        tqdm.wrapattr(
-            file, "read", total=path.stat().st_size, desc=f"checking {path.name}", leave=False, disable=None, delay=1
-        ) as watched,
-    ):
-        return sha_fileobj(watched, 1 << 24).hex()
+
+    def digest(file: BinaryIO) -> str:
+        what = {"total": path.stat().st_size, "desc": f"checking {path.name}", "leave": False}
+        with tqdm.wrapattr(file, "read", **what, disable=None, delay=1) as watched:
+            return sha_fileobj(watched, 1 << 24).hex()
+
+    return read(path, digest)
+
+
+def read(path: Path, take_in: Callable[[BinaryIO], str]) -> str:
+    """What `take_in` makes of the file; UserError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return take_in(file)
+    except OSError as error:
+        raise describe_os_error(error, f"reading {path}") from error
 
 
 @contextmanager
