@@ -339,6 +339,18 @@ def test_a_small_file_that_is_not_what_is_pinned_is_refused(hub, monkeypatch, tm
     assert files_under(tmp_path) == []
 
 
+def test_a_file_that_cannot_be_read_is_told(hub, monkeypatch, tmp_path):
+    arguments = ["--models", str(tmp_path), "--only", "motion-module"]
+    assert hub_download.main(arguments) == 0
+
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(hub_download, "sha_fileobj", broken)
+    with pytest.raises(UserError, match=f"reading .*{MOTION} failed: Input/output error"):
+        hub_download.main(arguments)
+
+
 @pytest.mark.parametrize(
     "text", ["[]", '{"a": 1}', '{"a": {"repo": "r", "source": "s", "revision": 1, "size": 2}}', "{"]
 )
