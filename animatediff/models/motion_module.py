@@ -29,17 +29,48 @@ class MotionModule(AnimateDiffTransformer3D):
             module.add_module(name, child)
         return module
 
-    def forward(self, hidden_states: torch.Tensor, *_: Any, num_frames: int = 1, **__: Any) -> torch.Tensor:
-        """hidden_states ((b f) c h w), f = `num_frames`; returns the same shape and dtype."""
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        timestep: torch.Tensor | None = None,
+        class_labels: torch.Tensor | None = None,
+        num_frames: int = 1,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+    ) -> torch.Tensor:
+        """hidden_states ((b f) c h w), f = `num_frames`; returns the same shape and dtype.
+
+        The signature is the stock module's, whose callers pass by position and by name; the arguments between are
+        handed to the transformer blocks.
+        """
         height, width = hidden_states.shape[-2:]
+        conditions = (encoder_hidden_states, timestep, class_labels, cross_attention_kwargs)
         tokens = self.norm(hidden_states)
         tokens = rearrange(tokens, "(b f) c h w -> (b h w) f c", f=num_frames)
-        tokens = self.proj_in(tokens)
+        tokens = self.proj_in(input=tokens)
         for block in self.transformer_blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False)
+                tokens = checkpoint(_run, block, tokens, *conditions, use_reentrant=False)
             else:
-                tokens = block(tokens)
-        tokens = self.proj_out(tokens)
+                tokens = _run(block, tokens, *conditions)
+        tokens = self.proj_out(input=tokens)
         tokens = rearrange(tokens, "(b h w) f c -> (b f) c h w", h=height, w=width)
         return tokens + hidden_states
+
+
+def _run(
+    block: nn.Module,
+    tokens: torch.Tensor,
+    encoder_hidden_states: torch.Tensor | None,
+    timestep: torch.Tensor | None,
+    class_labels: torch.Tensor | None,
+    cross_attention_kwargs: dict[str, Any] | None,
+) -> torch.Tensor:
+    """`block` on tokens ((b h w) f c), called by name, as whatever diffusers wraps around a block expects."""
+    return block(
+        hidden_states=tokens,
+        encoder_hidden_states=encoder_hidden_states,
+        timestep=timestep,
+        class_labels=class_labels,
+        cross_attention_kwargs=cross_attention_kwargs,
+    )

@@ -220,3 +220,35 @@ def test_frames_are_normalised_one_by_one():
         assert torch.equal(module(frames, num_frames=4)[:3], module(louder, num_frames=4)[:3])
         stock = super(MotionModule, module).forward
         assert not torch.allclose(stock(frames, num_frames=4)[:3], stock(louder, num_frames=4)[:3], atol=1e-3)
+
+
+def test_motion_in_the_middle_runs_over_all_frames():
+    """The middle block passes the number of frames by position, the others by name: both are one call."""
+    torch.manual_seed(0)
+    unet = build_unet(SMALL, motion_in_middle=True).eval()
+    assert site_paths(unet, "midup")[0] == "mid_block.motion_modules.0.transformer_blocks.0"
+    module, seen = unet.mid_block.motion_modules[0], []
+    module.register_forward_hook(lambda _module, inputs, out: seen.append((inputs[0], out)))
+    latents, text = inputs()
+    plain(unet, latents, text)
+    ((hidden, got),) = seen
+    with torch.no_grad():
+        assert torch.equal(got, module(hidden, num_frames=4))
+        assert not torch.allclose(got, module(hidden, num_frames=1), atol=1e-4)
+    assert not hasattr(build_unet(SMALL).mid_block, "motion_modules")
+
+
+@pytest.mark.parametrize("middle", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(middle):
+    torch.manual_seed(0)
+    unet = build_unet(SMALL, motion_in_middle=middle).eval().requires_grad_(False)
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        latents, text = inputs(frames=2)
+        latents.requires_grad_()
+        unet(latents, 601, text.repeat_interleave(2, dim=0)).sample.square().mean().backward()
+        gradients.append(latents.grad)
+    assert gradients[0].abs().sum() > 0
+    assert torch.allclose(*gradients, atol=1e-7)
