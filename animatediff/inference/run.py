@@ -17,7 +17,8 @@ from animatediff.errors import UserError, describe_os_error
 from animatediff.hub import PUBLISHED
 from animatediff.models.sparsectrl import check_image_index
 from animatediff.models.unet import MAX_FRAMES
-from animatediff.pipelines.backbones.sd15 import SCHEDULERS, Weights, weight_files
+from animatediff.pipelines.backbones.schedulers import SCHEDULERS
+from animatediff.pipelines.backbones.sd15 import Weights, weight_files
 from animatediff.pipelines.motionclone.pipeline import MotionCloneConfig
 from animatediff.pipelines.motionclone.sampling import check_steps
 from animatediff.pipelines.video import TRAINING_STEPS

@@ -9,15 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    PNDMScheduler,
-    SchedulerMixin,
-)
+from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import (
     convert_ldm_clip_checkpoint,
     convert_ldm_unet_checkpoint,
@@ -26,7 +18,6 @@ from diffusers.loaders.single_file_utils import (
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from animatediff.config import nearest
 from animatediff.errors import UserError, one_line
 from animatediff.files import read_json
 from animatediff.models.adapter import Adapter, EfficientMT, site_paths
@@ -41,17 +32,10 @@ from animatediff.models.checkpoints import (
 )
 from animatediff.models.sparsectrl import load_original_sparsectrl, merge_domain_adapter
 from animatediff.models.unet import VideoUNet, build_unet
+from animatediff.pipelines.backbones.schedulers import build_scheduler
 from animatediff.pipelines.efficientmt.pipeline import EfficientMTPipeline
 from animatediff.pipelines.motionclone.pipeline import MotionCloneConfig, MotionClonePipeline
-from animatediff.pipelines.video import BETAS, PREDICTIONS, VideoPipeline
-
-SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
-    "ddim": (DDIMScheduler, {"clip_sample": False}),
-    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
-    "euler": (EulerDiscreteScheduler, {}),
-    "euler_ancestral": (EulerAncestralDiscreteScheduler, {}),
-    "dpmsolver++": (DPMSolverMultistepScheduler, {}),
-}
+from animatediff.pipelines.video import PREDICTIONS, VideoPipeline
 
 _DIFFUSERS = ("diffusion_pytorch_model",)  # how diffusers calls weights; below, how transformers does
 _BASE_MODEL = {"unet": _DIFFUSERS, "vae": _DIFFUSERS, "text_encoder": ("model", "pytorch_model")}
@@ -208,17 +192,6 @@ def load_loras(pipeline: VideoPipeline, weights: Weights) -> None:
             raise UserError(f"{path} is not a LoRA for this model ({one_line(error)[:160]})") from error
     if names:
         pipeline.set_adapters(names, [weights.lora_scale] * len(names))
-
-
-def build_scheduler(name: str, prediction_type: str = "epsilon") -> SchedulerMixin:
-    """A sampler by name on the published noise schedule: linear betas 0.00085..0.012, steps_offset 1.
-
-    prediction_type: what the backbone predicts, one of PREDICTIONS: the noise, as the published weights do, or v.
-    """
-    if name not in SCHEDULERS:
-        raise UserError(f"unknown scheduler '{name}'; {nearest(name, list(SCHEDULERS))}")
-    kind, options = SCHEDULERS[name]
-    return kind(**BETAS, steps_offset=1, prediction_type=prediction_type, **options)
 
 
 def weight_files(weights: Weights) -> dict[str, Path]:
