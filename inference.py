@@ -197,7 +197,7 @@ def make(pipeline: Pipeline, job: Job, extracted: Extracted, trained: bool) -> N
         negative_prompt=config.negative_prompt,
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,
-        **({"guidance_below": config.guidance_below} if config.method == "efficientmt" else {}),
+        **({"guidance_interval": (0, config.guidance_below)} if config.method == "efficientmt" else {}),
         generator=torch.Generator().manual_seed(config.seed),
         output_type="np",
         **_size(extracted),

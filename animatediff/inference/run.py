@@ -21,7 +21,7 @@ from animatediff.pipelines.backbones.schedulers import SCHEDULERS
 from animatediff.pipelines.backbones.sd15 import Weights, weight_files
 from animatediff.pipelines.motionclone.pipeline import MotionCloneConfig
 from animatediff.pipelines.motionclone.sampling import check_steps
-from animatediff.pipelines.video import TRAINING_STEPS
+from animatediff.pipelines.video import NUM_TRAIN_TIMESTEPS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAX_SIDE = 4096  # pixels
@@ -57,7 +57,7 @@ class InferenceConfig(Weights):
     seed: int = 42
     num_inference_steps: int = 25
     guidance_scale: float = 6.0
-    guidance_below: int = TRAINING_STEPS  # method efficientmt: the timesteps at which guidance acts; all, as published
+    guidance_below: int = NUM_TRAIN_TIMESTEPS  # method efficientmt: guidance acts at timesteps below; all, as published
     scheduler: str = "ddim"
     reference_timestep: int = 400
     reference_seed: int | None = 42  # noise of the reference pass, shared by all jobs on one reference; null: seed
@@ -153,12 +153,12 @@ def check(config: InferenceConfig) -> None:
             raise UserError(f"{name} is '{value}'; {nearest(value, known)}")
     for name, low, high in (
         ("num_frames", 1, MAX_FRAMES),
-        ("num_inference_steps", 1, TRAINING_STEPS),
+        ("num_inference_steps", 1, NUM_TRAIN_TIMESTEPS),
         ("height", 1, MAX_SIDE),
         ("width", 1, MAX_SIDE),
         ("guidance_scale", 0, 100),
-        ("guidance_below", 1, TRAINING_STEPS),
-        ("reference_timestep", 0, TRAINING_STEPS - 1),
+        ("guidance_below", 1, NUM_TRAIN_TIMESTEPS),
+        ("reference_timestep", 0, NUM_TRAIN_TIMESTEPS - 1),
         ("seed", 0, 2**63 - 1),
         ("reference_seed", 0, 2**63 - 1),
         ("fps", 0.1, 240),
@@ -201,7 +201,7 @@ def _check_motionclone(config: InferenceConfig) -> None:
             raise UserError(
                 f"scheduler is '{config.scheduler}', but MotionClone has timesteps of its own; give scheduler=ddim"
             )
-        if config.guidance_below != TRAINING_STEPS:
+        if config.guidance_below != NUM_TRAIN_TIMESTEPS:
             raise UserError(
                 f"guidance_below is {config.guidance_below}, but MotionClone guides at every step; leave it out"
             )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusers import ModelMixin, UNetMotionModel
 from torch import nn
 
-from animatediff.models.motion_module import MotionModule
+from animatediff.models.motion_module import MotionModule, use_xformers
 
 MAX_FRAMES = 32  # rows of the motion modules' position table
 
@@ -27,6 +27,12 @@ class VideoUNet(UNetMotionModel, ModelMixin):  # diffusers' pipelines look for M
         for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
             if hasattr(block, "motion_modules"):
                 block.motion_modules = nn.ModuleList(MotionModule.adopt(stock) for stock in block.motion_modules)
+
+    def set_use_memory_efficient_attention_xformers(
+        self, valid: bool, attention_op: Callable[..., Any] | None = None
+    ) -> None:
+        """As ModelMixin's, for the spatial attentions alone (see `use_xformers`)."""
+        use_xformers(self, valid, attention_op)
 
 
 def build_unet(config: Mapping[str, Any], motion_in_middle: bool = False) -> VideoUNet:

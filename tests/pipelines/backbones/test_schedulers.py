@@ -1,5 +1,7 @@
 """Every sampler at every number of steps: from pure noise, over its own timesteps, to the end; or a refusal."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -41,7 +43,7 @@ def test_ddim_spreads_any_number_of_steps_over_the_whole_range(steps):
     x, timesteps = run(build_scheduler("ddim"), steps)
     assert torch.isfinite(x).all()
     assert len(timesteps) == steps
-    strides = {a - b for a, b in zip(timesteps, timesteps[1:], strict=False)}
+    strides = {a - b for a, b in pairwise(timesteps)}
     assert strides <= {1000 // steps, 1000 // steps + 1}
     assert 0 <= timesteps[-1] <= 1
     assert timesteps[0] + 1000 / steps >= 999
@@ -56,7 +58,7 @@ def test_every_ddim_step_lands_on_the_next_timestep(spacing, steps):
     clean, noise = torch.randn(2, 1, 1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     timesteps = scheduler.timesteps
     x = scheduler.add_noise(clean, noise, timesteps[:1])
-    for t, following in zip(timesteps[:-1], timesteps[1:], strict=True):
+    for t, following in pairwise(timesteps):
         x = scheduler.step(noise, t, x).prev_sample
         assert torch.allclose(x, scheduler.add_noise(clean, noise, following[None]), atol=1e-5)
     assert torch.allclose(scheduler.step(noise, timesteps[-1], x).prev_sample, clean, atol=1e-4)
