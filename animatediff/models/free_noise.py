@@ -7,8 +7,10 @@ is what else has to know of that: the reference pass, the sites of an adapter, o
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.models.attention import FreeNoiseTransformerBlock
@@ -89,6 +91,23 @@ def remove_split_inference(root: nn.Module) -> None:
     for path, module in list(root.named_modules()):
         if isinstance(module, SplitInferenceModule):
             root.set_submodule(path.replace(".module.", "."), module.module)
+
+
+class SplitByName(SplitInferenceModule):
+    """SplitInferenceModule for a module that is called by position, as the middle block without motion modules does."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """The wrapped module's result, from its arguments in parts."""
+        named = dict(zip(inspect.signature(self.module.forward).parameters, args, strict=False))
+        return super().forward(**named, **kwargs)
+
+
+def split_by_name(root: nn.Module) -> None:
+    """Have the wrappers of split inference in `root` take arguments by position too."""
+    for path, module in list(root.named_modules()):
+        if type(module) is SplitInferenceModule:
+            parts = (module.module, module.split_size, module.split_dim, list(module.input_kwargs_to_split))
+            root.set_submodule(path, SplitByName(*parts))
 
 
 def is_split(root: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusers import ModelMixin, UNetMotionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
 from animatediff.models.motion_module import MotionModule, use_xformers
@@ -27,6 +28,11 @@ class VideoUNet(UNetMotionModel, ModelMixin):  # diffusers' pipelines look for M
         for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
             if hasattr(block, "motion_modules"):
                 block.motion_modules = nn.ModuleList(MotionModule.adopt(stock) for stock in block.motion_modules)
+
+    def set_default_attn_processor(self) -> None:
+        """As UNetMotionModel's, for the spatial attentions: the temporal ones have a processor of their own."""
+        processors = self.attn_processors.items()
+        self.set_attn_processor({n: p if "motion_modules" in n else AttnProcessor() for n, p in processors})
 
     def set_use_memory_efficient_attention_xformers(
         self, valid: bool, attention_op: Callable[..., Any] | None = None

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import nn
 
 from animatediff.errors import UserError
-from animatediff.models.free_noise import is_split, remove_split_inference
+from animatediff.models.free_noise import is_split, remove_split_inference, split_by_name
 from animatediff.models.motion_module import set_temporal_processors, use_xformers
 from animatediff.models.unet import MAX_FRAMES, VideoUNet
 from animatediff.pipelines.hub_layout import installed_modules, write_custom_code
@@ -118,6 +118,7 @@ class VideoPipeline(AnimateDiffPipeline):
         with self._lock:
             remove_split_inference(self.unet)
             super().enable_free_noise_split_inference(spatial_split_size, temporal_split_size)
+            split_by_name(self.unet.mid_block)
 
     def disable_free_noise(self) -> None:
         """The backbone as it was: no windows, no split inference."""

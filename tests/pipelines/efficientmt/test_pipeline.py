@@ -289,11 +289,6 @@ class TestFromDiffusers:
         fresh.unload_lora_weights()
         assert torch.equal(sample(fresh, short), plain)
 
-    def test_offload_path(self, fresh, pipe, short):
-        fresh.enable_model_cpu_offload(device="cpu")
-        for _ in range(2):
-            assert torch.equal(sample(fresh, short), sample(pipe, short))
-
     def test_vae_slicing(self, fresh, pipe, short):
         fresh.vae.enable_slicing()
         assert torch.allclose(sample(fresh, short, output_type="pt"), sample(pipe, short, output_type="pt"), atol=1e-5)
