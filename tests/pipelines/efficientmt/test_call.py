@@ -125,7 +125,7 @@ class TestPrecision:
         assert torch.isfinite(extract(fresh).sites[next(iter(fresh.adapter.config.site_channels))].features[0]).all()
 
     def test_overrides_under_layerwise_casting(self, fresh, reference):
-        """The bias, which no override replaces, is kept in storage precision; the copy that generates has it in bf16."""
+        """The bias, which no override replaces, is stored in float8; the copy that generates has it in bfloat16."""
         norm = fresh.unet.down_blocks[0].attentions[0].proj_in
         fresh.adapter.set_overrides({"down_blocks.0.attentions.0.proj_in.weight": 2 * norm.weight})
         fresh.to(torch.bfloat16)

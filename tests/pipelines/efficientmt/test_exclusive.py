@@ -152,7 +152,7 @@ def test_models_are_offloaded_after_an_exception_and_the_next_request_works(offl
 
 
 def test_a_request_inside_a_request_of_the_same_thread(pipe, reference):
-    """A callback may call the pipeline's own functions; the reference pass needs the backbone untouched, and says so."""
+    """A callback may call what the pipeline has; the reference pass needs the backbone untouched, and says so."""
     latents = []
 
     def encode(p, _i, _t, values):
