@@ -16,7 +16,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 from animatediff.errors import UserError
 from animatediff.models.checkpoints import original_adapter_state, read_state_dict
 from animatediff.pipelines.backbones.schedulers import SCHEDULERS, build_scheduler
-from animatediff.pipelines.backbones.sd15 import load_pipeline
+from animatediff.pipelines.efficientmt.loading import load_pipeline
 from animatediff.pipelines.efficientmt.pipeline import EfficientMTPipeline
 from tests.goldens import golden, relative_error
 
