@@ -134,14 +134,24 @@ def extract(
         raise RuntimeError("the backbone is generating, and the reference pass needs it untouched: extract before or after")
     num_frames = latents.shape[2]
     paths = [path for path, _ in adapter.named_sites()]
-    with inject(unet, whole_clip_blocks(unet, num_frames)):
+    replaced, conditions = whole_clip_blocks(unet, num_frames), {}
+    if unet.encoder_hid_proj is not None:  # an IP-Adapter, whose image prompt is for generation
+        replaced["encoder_hid_proj"], conditions = _NoImage(), {"added_cond_kwargs": {"image_embeds": []}}
+    with inject(unet, replaced):
         blocks = {path: unet.get_submodule(path) for path in paths}
         norms = {f"{path}.{i}": norm for path, b in blocks.items() for i, norm in enumerate((b.norm1, b.norm2))}
         frame_norms = {path: unet.get_submodule(path.rsplit(".transformer_blocks", 1)[0]).norm for path in paths}
         with capture(norms) as features, capture(frame_norms, keep=lambda maps: tuple(maps.shape[-2:])) as sizes:
-            unet(latents, timestep, text.repeat_interleave(num_frames, dim=0))
+            unet(latents, timestep, text.repeat_interleave(num_frames, dim=0), **conditions)
     sites = {path: SiteFeatures((features[f"{path}.0"], features[f"{path}.1"]), sizes[path]) for path in paths}
     return Reference(sites, num_frames, (latents.shape[3], latents.shape[4]))
+
+
+class _NoImage(nn.Module):
+    """Stands for an IP-Adapter's projection: no image, so that its attentions add nothing."""
+
+    def forward(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        return images
 
 
 @contextmanager

@@ -193,6 +193,14 @@ class TestFromDiffusers:
         assert torch.equal(sample(pipe, short, ip_adapter_image=red), shown_red)
         assert not torch.equal(sample(pipe, short, ip_adapter_image=blue), shown_red)
         assert not torch.equal(sample(pipe, None, ip_adapter_image=red, num_frames=3, height=32, width=32), shown_red)
+        again = pipe.extract(
+            torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1,
+            generator=torch.Generator().manual_seed(1),
+        )
+        for path, site in short.sites.items():  # the reference pass takes no image
+            assert all(torch.equal(a, b) for a, b in zip(site.features, again.sites[path].features, strict=True))
+        with pytest.raises(UserError, match="an IP-Adapter is loaded; give ip_adapter_image"):
+            sample(pipe, short)
         pipe.unload_ip_adapter()
         assert torch.equal(sample(pipe, short), without)
 
