@@ -2,8 +2,9 @@
 
 python scripts/convert_checkpoint.py models/Integrated_Attention/checkpoint.ckpt models/adapter
 python scripts/convert_checkpoint.py models/adapter checkpoint.ckpt
+python scripts/convert_checkpoint.py models/adapter checkpoint.safetensors
 
-The folder holds config.json and safetensors, and `ckpt_path` takes either form. A published file may hold more than
+The folder holds config.json and safetensors, and `ckpt_path` takes every form. A published file may hold more than
 the adapter: what equals the backbone is dropped, so such a file needs `--config`, which names the backbone.
 """
 
@@ -12,8 +13,9 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,15 +25,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from animatediff.config import load_config
 from animatediff.console import run_command
 from animatediff.errors import UserError
-from animatediff.files import atomic_folder, atomic_path
+from animatediff.files import atomic_folder
 from animatediff.inference.run import InferenceConfig, locate, located
 from animatediff.models.adapter import Adapter
-from animatediff.models.checkpoints import (
+from animatediff.models.checkpoints import load_exactly, original_adapter_state, split_adapter
+from animatediff.models.weight_files import (
+    TORCH_SUFFIXES,
     StateDict,
-    load_exactly,
-    original_adapter_state,
-    read_state_dict,
-    split_adapter,
+    check_suffix,
+    read_checkpoint,
+    write_checkpoint,
 )
 from animatediff.pipelines.backbones.sd15 import load_adapter, load_components, load_saved_adapter, published_sites
 
@@ -39,24 +42,28 @@ from animatediff.pipelines.backbones.sd15 import load_adapter, load_components, 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="a published .ckpt, or an adapter folder")
-    parser.add_argument("target", type=Path, help="the adapter folder, or the .ckpt (.safetensors) to write")
+    parser.add_argument(
+        "target", type=Path, help="the adapter folder to write, or the published form: a .ckpt or .safetensors"
+    )
     parser.add_argument("--config", help="YAML that names the backbone, for files that hold more than the adapter")
     options = parser.parse_args(arguments)
     if options.target.exists():
         raise UserError(f"{options.target} is there already; remove it or choose another name")
-    if options.source.is_dir():
-        write_published(load_saved_adapter(options.source), options.target)
-    else:
-        write_folder(read_published(options.source, options.config), options.target)
+    from_folder = options.source.is_dir()
+    to_folder = not from_folder and options.target.suffix.lower() not in (".safetensors", *TORCH_SUFFIXES)
+    if not to_folder:
+        check_suffix(options.target)
+    adapter = load_saved_adapter(options.source) if from_folder else read_published(options.source, options.config)
+    (write_folder if to_folder else write_published)(adapter, options.target)
     print(f"wrote {options.target}")
     return 0
 
 
 def read_published(path: Path, config: str | None) -> Adapter:
     """The adapter of a published file, in the widest dtype that the file holds."""
-    state = read_state_dict(path)
-    adapter = Adapter(published_sites(state, path), trained_steps=_trained_steps(path))
-    own, rest = split_adapter(adapter, state)
+    file = read_checkpoint(path)
+    adapter = Adapter(published_sites(file.tensors, path), trained_steps=_trained_steps(file.facts))
+    own, rest = split_adapter(adapter, file.tensors)
     nn.Module.to(adapter, functools.reduce(torch.promote_types, {value.dtype for value in own.values()}))
     load_exactly(adapter.sites, own, str(path), expected="an adapter (to_q, to_k, to_v, scaler at its sites)")
     if rest:
@@ -71,12 +78,11 @@ def write_folder(adapter: Adapter, folder: Path) -> None:
 
 
 def write_published(adapter: Adapter, path: Path) -> None:
-    """Write the published form: {"global_step", "state_dict"} with the published key names."""
+    """Write the published key names: as {"global_step", "state_dict"}, or as safetensors where the suffix says so."""
     if not adapter.config.use_scaler:
         raise UserError("this adapter was trained without scalers, which the published form cannot express")
-    steps = adapter.config.trained_steps or 0
-    with atomic_path(path) as part:
-        torch.save({"global_step": steps, "state_dict": original_adapter_state(adapter)}, part)
+    facts = {"global_step": adapter.config.trained_steps or 0}
+    write_checkpoint(path, original_adapter_state(adapter), facts)
 
 
 def _overrides(path: Path, rest: StateDict, config: str | None) -> StateDict:
@@ -90,12 +96,13 @@ def _overrides(path: Path, rest: StateDict, config: str | None) -> StateDict:
     return {key: value.data for key, value in load_adapter(unet, str(path)).named_overrides()}
 
 
-def _trained_steps(path: Path) -> int | None:
-    """The training steps that a published file names; None where it does not."""
-    if path.suffix == ".safetensors":
+def _trained_steps(facts: Mapping[str, Any]) -> int | None:
+    """The training steps that a published file names (in safetensors as text); None where it does not."""
+    try:
+        steps = int(facts.get("global_step", 0))
+    except (ValueError, OverflowError):
         return None
-    steps = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("global_step")
-    return steps if isinstance(steps, int) and steps > 0 else None
+    return steps if 0 < steps < 2**63 else None
 
 
 if __name__ == "__main__":

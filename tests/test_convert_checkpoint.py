@@ -11,7 +11,7 @@ import torch
 
 from animatediff.errors import UserError
 from animatediff.models.adapter import Adapter
-from animatediff.models.checkpoints import read_state_dict
+from animatediff.models.weight_files import read_state_dict
 from animatediff.pipelines.backbones.sd15 import Weights, load_adapter, load_components
 from tests.disk import small_disk  # noqa: F401
 

@@ -31,16 +31,15 @@ from animatediff.errors import UserError, one_line
 from animatediff.files import read_json
 from animatediff.models.adapter import Adapter, EfficientMT, site_paths
 from animatediff.models.checkpoints import (
-    StateDict,
     adapter_sites,
-    describe_contents,
     load_exactly,
     load_original_adapter,
     load_original_motion_modules,
-    read_state_dict,
 )
+from animatediff.models.key_names import describe_contents
 from animatediff.models.sparsectrl import load_original_sparsectrl, merge_domain_adapter
 from animatediff.models.unet import VideoUNet, build_unet
+from animatediff.models.weight_files import StateDict, read_state_dict
 from animatediff.pipelines.efficientmt.pipeline import EfficientMTPipeline
 from animatediff.pipelines.motionclone.pipeline import MotionCloneConfig, MotionClonePipeline
 from animatediff.pipelines.video import BETAS, PREDICTIONS, VideoPipeline

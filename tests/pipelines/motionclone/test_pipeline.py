@@ -14,7 +14,7 @@ from animatediff.config import load_config
 from animatediff.errors import UserError
 from animatediff.inference.jobs import read_jobs
 from animatediff.inference.run import InferenceConfig, check, reference_key
-from animatediff.models.checkpoints import original_name
+from animatediff.models.key_names import original_name
 from animatediff.models.sparsectrl import build_sparsectrl
 from animatediff.pipelines.backbones.sd15 import load_components, load_motionclone
 from animatediff.pipelines.motionclone.pipeline import MotionCloneConfig, MotionClonePipeline, uneven_timesteps
