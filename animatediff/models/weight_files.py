@@ -5,6 +5,7 @@ What comes through is plain floating-point tensors on the CPU; anything else is 
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import re
@@ -72,9 +73,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         loaded, facts = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
     except UserError:
         raise
-    except OSError as error:
-        raise describe_os_error(error, f"reading {path}") from error
     except Exception as error:  # of damaged bytes torch, pickle, zipfile and safetensors raise unrelated classes
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a place before the start
+            raise describe_os_error(error, f"reading {path}") from error
         raise UserError(f"{path} is truncated or corrupt ({one_line(error)[:120]}); download it again") from error
     tensors = unwrap(loaded, str(path))
     for key, value in tensors.items():
@@ -177,7 +178,8 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, object], dict[str, Any]]
 def _read_torch(path: Path) -> tuple[Mapping[str, object], dict[str, Any]]:
     _check_archive(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # of a path, torch would believe the name
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
         if code is None:
