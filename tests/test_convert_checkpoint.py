@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from animatediff.errors import UserError
 from animatediff.models.adapter import Adapter
@@ -59,6 +61,38 @@ def test_round_trip_without_a_backbone(convert, published, tmp_path: Path):
     assert all(torch.equal(value, state[key]) for key, value in back["state_dict"].items())
 
 
+def test_every_form_and_back(convert, published, tmp_path: Path):
+    """Legacy torch in, safetensors between, a torch file of an odd suffix out: the same weights and steps."""
+    _, state = published
+    torch.save({"global_step": 7, "state_dict": state}, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    steps = ["old.ckpt", "a.SafeTensors", "folder", "b.safetensors", "folder.v2", "c.pth"]
+    for source, target in pairwise(steps):
+        assert convert(tmp_path / source, tmp_path / target) == 0
+    for name in ("a.SafeTensors", "b.safetensors"):
+        with safe_open(tmp_path / name, "pt") as file:
+            assert file.metadata() == {"global_step": "7"}
+            assert set(file.keys()) == state.keys()
+    assert json.loads((tmp_path / "folder.v2" / "config.json").read_text())["trained_steps"] == 7
+    back = torch.load(tmp_path / "c.pth", weights_only=True)
+    assert back["global_step"] == 7
+    assert all(torch.equal(value, state[key]) for key, value in back["state_dict"].items())
+
+
+@pytest.mark.parametrize("name", ["back", "back.onnx"])
+def test_a_folder_needs_a_target_that_says_its_form(convert, published, tmp_path: Path, name):
+    assert convert(published[0], tmp_path / "adapter") == 0
+    with pytest.raises(UserError, match=f"{name} does not say its form; expected a name in .safetensors or .ckpt"):
+        convert(tmp_path / "adapter", tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+@pytest.mark.parametrize("steps", [0, -3, 10**30, float("inf"), "many", None])
+def test_steps_that_are_none(convert, published, tmp_path: Path, steps):
+    torch.save({"global_step": steps, "state_dict": published[1]}, tmp_path / "x.ckpt")
+    assert convert(tmp_path / "x.ckpt", tmp_path / "adapter") == 0
+    assert json.loads((tmp_path / "adapter" / "config.json").read_text())["trained_steps"] is None
+
+
 def test_the_folder_is_the_checkpoint(convert, tiny_weights: Weights, tmp_path: Path):
     """A file with more than the adapter: against its backbone, folder and file load to the same."""
     config = tmp_path / "run.yaml"
@@ -88,6 +122,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(convert, published, tmp_path
     request.getfixturevalue("small_disk")
     with pytest.raises(UserError, match="writing .*adapter failed: "):
         convert(path, tmp_path / "adapter")
+    for name in ("x.ckpt", "x.safetensors"):
+        with pytest.raises(UserError, match=f"writing .*{name} failed: File too large"):
+            convert(path, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 

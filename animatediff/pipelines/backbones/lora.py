@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,7 +230,8 @@ def _apply(model: nn.Module, layers: Mapping[str, Layer], name: str) -> None:
         alpha_pattern={place: layers[path].alpha for path, place in places.items()},
         use_dora=first.magnitude is not None,
     )
-    with torch.random.fork_rng(devices=[]):  # peft draws values before it is given those of the file
+    # peft draws values before it is given those of the file, and warns of a second LoRA
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         inject_adapter_in_model(config, model, adapter_name=name, state_dict=state)
     set_peft_model_state_dict(model, state, adapter_name=name)
     model._hf_peft_config_loaded = True
