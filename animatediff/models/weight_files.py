@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from animatediff.errors import UserError, describe_os_error, one_line
 from animatediff.files import atomic_path
-from animatediff.models.key_names import describe_contents, shown
+from animatediff.models.key_names import describe_contents, is_position_table, shown
 
 StateDict = dict[str, torch.Tensor]
 
@@ -205,10 +205,11 @@ def _check_archive(path: Path) -> None:
 
 
 def _without_prefixes(state: StateDict) -> StateDict:
-    """`state` without any of PREFIXES that all keys begin with, one after the other."""
+    """`state` without any of PREFIXES that all keys but position tables begin with, one after the other."""
     while True:
-        prefix = next((p for p in PREFIXES if all(key.startswith(p) and key != p for key in state)), None)
-        if prefix is None:
+        telling = [key for key in state if not is_position_table(key)]
+        prefix = next((p for p in PREFIXES if all(key.startswith(p) and key != p for key in telling)), None)
+        if prefix is None or not telling:
             return state
         state = {key.removeprefix(prefix): value for key, value in state.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from animatediff.errors import UserError
 from animatediff.models.unet import MAX_FRAMES
 
 # The noise schedule of all published weights: betas linear over this many steps, as diffusers' schedulers take them.
-TRAINING_STEPS = 1000
+NUM_TRAIN_TIMESTEPS = 1000
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear"}
 PREDICTIONS = ("epsilon", "v_prediction")  # what a backbone may predict, in diffusers' words
 REFERENCE_TIMESTEP = 400  # the published runs' noise level of the reference pass
@@ -22,6 +23,8 @@ REFERENCE_TIMESTEP = 400  # the published runs' noise level of the reference pas
 
 class VideoPipeline(AnimateDiffPipeline):
     """diffusers' AnimateDiffPipeline whose motion modules live in `unet` only: encoding, decoding, text, offloading."""
+
+    lora_warnings: Sequence[str] = ()  # of the LoRAs that were loaded onto it, one line each
 
     def _set_up(self, **components: Any) -> None:
         """Stands for AnimateDiffPipeline's __init__, which would ask for a MotionAdapter."""

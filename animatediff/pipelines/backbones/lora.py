@@ -101,10 +101,11 @@ def load_loras(pipeline: DiffusionPipeline, paths: Sequence[str], scale: float |
 
 
 def lora_scales(scale: float | Sequence[float], count: int) -> list[float]:
-    """One scale for each of `count` LoRAs; UserError where their number differs or one is no number."""
-    scales = [scale] * count if isinstance(scale, int | float) else list(scale)
+    """One scale for each of `count` LoRAs, from one for all or as many; UserError for any other number of them."""
+    scales = [scale] if isinstance(scale, int | float) else list(scale)
+    scales = scales * count if len(scales) == 1 else scales
     if len(scales) != count:
-        raise UserError(f"lora_scale has {len(scales)} numbers for {count} LoRAs; give one number, or one for each")
+        raise UserError(f"lora_scale has {len(scales)} numbers for {count} LoRAs; give one, or one for each")
     wrong = [value for value in scales if not isinstance(value, int | float) or not math.isfinite(value)]
     if wrong:
         raise UserError(f"lora_scale is {wrong[0]}, expected a number")

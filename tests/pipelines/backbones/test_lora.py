@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from animatediff.errors import UserError
 from animatediff.models.key_names import original_name
 from animatediff.pipelines.backbones.lora import load_loras, lora_scales, read_lora
-from animatediff.pipelines.backbones.sd15 import load_pipeline
+from animatediff.pipelines.efficientmt.loading import load_pipeline
 from tests.generated import right_or_one_line
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -333,8 +333,10 @@ class TestRefused:
     def test_scales(self):
         assert lora_scales(0.5, 2) == [0.5, 0.5]
         assert lora_scales([1, 0.25], 2) == [1.0, 0.25]
-        with pytest.raises(UserError, match="lora_scale has 1 numbers for 2 LoRAs; give one number, or one for each"):
-            lora_scales([1.0], 2)
+        assert lora_scales([0.5], 2) == [0.5, 0.5]
+        assert lora_scales([1.0], 0) == []
+        with pytest.raises(UserError, match="lora_scale has 2 numbers for 3 LoRAs; give one, or one for each"):
+            lora_scales([1.0, 2.0], 3)
         with pytest.raises(UserError, match="lora_scale is nan, expected a number"):
             lora_scales([1.0, float("nan")], 2)
 
