@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from animatediff.errors import UserError, one_line
+from animatediff.errors import UserError, nearest, one_line
 from animatediff.files import atomic_path
 
 T = TypeVar("T")
@@ -66,12 +65,6 @@ def save_config(config: Any, path: str | Path) -> None:
     """Write the resolved `config` as YAML, atomically."""
     with atomic_path(path) as part:
         part.write_text(to_yaml(config), encoding="utf-8")
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint that names the known name nearest to `name`, or lists them all when none is near."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
 
 
 def _escaped(value: Any) -> Any:

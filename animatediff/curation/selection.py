@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from animatediff.config import nearest
 from animatediff.data.pairs import MANIFEST
-from animatediff.errors import UserError
+from animatediff.errors import UserError, nearest
 from animatediff.evaluation.measures import Column
 from animatediff.files import atomic_path, read_json
 

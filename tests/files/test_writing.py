@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
 from animatediff.errors import UserError
-from animatediff.files import atomic_folder, atomic_path, read_json, read_jsonl, remove_stale_parts, write_json
+from animatediff.files import atomic_folder, atomic_path
 
 
 def write_then(path: Path, error: BaseException) -> None:
@@ -60,19 +58,6 @@ def test_a_file_in_place_of_the_folder(tmp_path: Path):
     with pytest.raises(UserError, match="writing .*taken/a.txt failed: "), atomic_path(tmp_path / "taken" / "a.txt"):
         pass
     assert (tmp_path / "taken").read_text() == "mine"
-
-
-def test_only_parts_of_processes_that_are_gone_are_removed(tmp_path: Path):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    kept = [f".part-{os.getpid()}-a.mp4", ".part-notanumber-a.mp4", "a.mp4"]
-    for name in [*kept, f".part-{gone.pid}-b.mp4"]:
-        (tmp_path / name).write_text("x")
-    (tmp_path / f".part-{gone.pid}-frames").mkdir()
-    (tmp_path / f".part-{gone.pid}-frames" / "00000.png").write_text("x")
-    remove_stale_parts(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == sorted(kept)
-    remove_stale_parts(tmp_path / "no such folder")
 
 
 def write_folder_then(folder: Path, error: BaseException) -> None:
@@ -141,65 +126,3 @@ def test_a_file_is_no_folder_to_replace(tmp_path: Path):
     ):
         pass
     assert (tmp_path / "adapter").read_text() == "mine"
-
-
-def test_leftovers_under_ones_own_number_do_not_matter(tmp_path: Path):
-    folder_of(tmp_path / f".part-{os.getpid()}-adapter", "half")
-    folder_of(tmp_path / f".old-{os.getpid()}-adapter", "old")
-    with atomic_folder(tmp_path / "adapter") as part:
-        assert list(part.iterdir()) == []
-        assert (tmp_path / "adapter" / "a.txt").read_text() == "old"
-        (part / "a.txt").write_text("new")
-    assert (tmp_path / "adapter" / "a.txt").read_text() == "new"
-    assert os.listdir(tmp_path) == ["adapter"]
-
-
-def test_a_kill_while_folders_change_places_loses_neither(tmp_path: Path):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    folder_of(tmp_path / f".old-{gone.pid}-adapter-1", "the only one")
-    folder_of(tmp_path / f".old-{gone.pid}-other", "replaced already")
-    folder_of(tmp_path / "other", "new")
-    folder_of(tmp_path / f".old-{os.getpid()}-third", "in use")
-    remove_stale_parts(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == [f".old-{os.getpid()}-third", "adapter-1", "other"]
-    assert (tmp_path / "adapter-1" / "a.txt").read_text() == "the only one"
-    assert (tmp_path / "other" / "a.txt").read_text() == "new"
-
-
-def test_json_keeps_every_character(tmp_path: Path):
-    value = {"prompt": "a 🦊\n“fox”", "seeds": [1, 2], "none": None}
-    write_json(tmp_path / "a.json", value)
-    assert read_json(tmp_path / "a.json") == value
-
-
-def test_json_lines(tmp_path: Path):
-    path = tmp_path / "jobs.jsonl"
-    path.write_bytes('\ufeff{"prompt": "one\u2028line"}\r\n\n  \n{"prompt": "two"}'.encode())
-    assert read_jsonl(path) == [(1, {"prompt": "one\u2028line"}), (4, {"prompt": "two"})]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"a": 1}\n{"a": }', r"jobs.jsonl line 2 is not valid JSON \("),
-        (b'["a"]', "jobs.jsonl line 1 is list, expected a JSON object"),
-        (b"\xff\xfe\x00", "jobs.jsonl is not UTF-8 text"),
-        (b"[" * 100_000, "jobs.jsonl line 1 is not valid JSON"),
-    ],
-)
-def test_bad_json_lines(tmp_path: Path, content: bytes, message: str):
-    path = tmp_path / "jobs.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        read_jsonl(path)
-
-
-def test_missing_and_broken_json(tmp_path: Path):
-    with pytest.raises(UserError, match="reading .*a.json failed: No such file or directory"):
-        read_json(tmp_path / "a.json")
-    with pytest.raises(UserError, match="reading .*a.jsonl failed: No such file or directory"):
-        read_jsonl(tmp_path / "a.jsonl")
-    (tmp_path / "a.json").write_text("{")
-    with pytest.raises(UserError, match="a.json is not valid JSON"):
-        read_json(tmp_path / "a.json")
