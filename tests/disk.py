@@ -35,7 +35,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     if not made:
         pytest.skip("mounting a small disk takes more rights than this user has")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(disk: Path, leave: int = 0) -> None:
