@@ -175,7 +175,7 @@ def _expected(kind: Any) -> str:
     if get_origin(kind) in (Union, UnionType):
         return " or ".join(_expected(inner) for inner in get_args(kind))
     if get_origin(kind) is Literal:
-        return " or ".join(str(known) for known in get_args(kind))
+        return " or ".join(known if isinstance(known, str) else json.dumps(known) for known in get_args(kind))
     return _word(dict if isinstance(kind, Mapping) else get_origin(kind) or kind)
 
 
