@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from animatediff.errors import UserError, nearest, one_line
-from animatediff.files import atomic_path
+from animatediff.files import write_text
 
 T = TypeVar("T")
 
@@ -63,8 +63,7 @@ def to_yaml(config: Any) -> str:
 
 def save_config(config: Any, path: str | Path) -> None:
     """Write the resolved `config` as YAML, atomically."""
-    with atomic_path(path) as part:
-        part.write_text(to_yaml(config), encoding="utf-8")
+    write_text(path, to_yaml(config))
 
 
 def _escaped(value: Any) -> Any:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from types import FrameType
 
 from animatediff.errors import UserError
@@ -28,6 +29,9 @@ def run_command(main: Callable[[], int]) -> None:
     UserError becomes one line on stderr and status 2; Ctrl-C one line and status 130, SIGTERM one line and 143.
     Anything else is a defect of ours and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what a terminal cannot show ends no command
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _signals_raise():
             status = main()

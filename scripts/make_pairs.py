@@ -56,7 +56,7 @@ from animatediff.data.pairs import MANIFEST, ClipShape, synthetic_groups  # noqa
 from animatediff.errors import UserError  # noqa: E402
 from animatediff.evaluation.evaluate import EvaluationConfig, Tools, evaluate_item, load_tools  # noqa: E402
 from animatediff.evaluation.sources import find_items  # noqa: E402
-from animatediff.files import atomic_path, read_json, write_json  # noqa: E402
+from animatediff.files import check_value, check_writable, load_json, write_json, write_jsonl  # noqa: E402
 from animatediff.inference.jobs import Job  # noqa: E402
 from animatediff.inference.run import InferenceConfig, locate, located  # noqa: E402
 
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     own = [text for text in options.overrides if not text.startswith(PREFIX)]
     config = load_config(PairsConfig, options.pairs_config, own)
-    out = Path(options.out)
+    out = check_writable(options.out, "--out")
     if options.method == "synthetic":
         return make_synthetic(config, out)
     if not options.clips or not options.prompts:
@@ -130,8 +130,7 @@ def make_synthetic(config: PairsConfig, out: Path) -> int:
             if not path.is_file():
                 save_even(path, clip.clip(shape).frames(), 8)
             rows.append({"path": path.relative_to(out).as_posix(), "group": f"{number:05d}", "caption": clip.caption})
-    with atomic_path(out / MANIFEST) as part:
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(out / MANIFEST, rows)
     print(f"{len(groups)} groups of {config.synthetic_clips} exact clips are in {out}; next: train.py on it")
     return 0
 
@@ -152,9 +151,8 @@ def score(
     for item in tqdm(mine, unit="video", desc="measuring", disable=not state.is_main_process):
         key = hashlib.sha256(f"{settings} {item.record.get('fingerprint')}".encode()).hexdigest()
         path = out / "scores" / f"{key}.json"
-        if path.is_file():
-            values = read_json(path)
-        else:
+        values = known_scores(path)
+        if values is None:
             row = evaluate_item(item, tools)
             values = {key: None if math.isnan(value) else value for key, value in row.values.items()}
             if row.problems:
@@ -163,6 +161,16 @@ def score(
                 write_json(path, values)
         found.append((str(item.output.resolve()), values))
     return dict(gather_object(found))
+
+
+def known_scores(path: Path) -> dict[str, float | None] | None:
+    """The scores that lie at `path`; None where there are none, or none that can be used."""
+    try:
+        values = load_json(path)
+        check_value(values, dict[str, float | None], str(path))
+    except UserError:
+        return None
+    return values
 
 
 def select(

@@ -3,7 +3,9 @@
 from animatediff.files.parts import final_path, remove_stale_parts
 from animatediff.files.paths import check_readable, check_writable, is_file, is_folder, is_there, to_path, to_text
 from animatediff.files.reading import (
+    Keys,
     check_object,
+    check_value,
     load_json,
     parse_json,
     parse_object,
@@ -23,11 +25,13 @@ from animatediff.files.writing import (
 )
 
 __all__ = [
+    "Keys",
     "atomic_folder",
     "atomic_group",
     "atomic_path",
     "check_object",
     "check_readable",
+    "check_value",
     "check_writable",
     "final_path",
     "is_file",

@@ -161,7 +161,7 @@ def _is(value: Any, kind: Any) -> bool:
         return value is None
     if kind is float:
         return type(value) in (int, float)
-    return isinstance(kind, type) and type(value) is kind
+    return isinstance(value, dict) if kind is dict else type(value) is kind
 
 
 def _wrong(value: Any, kind: Any, label: str) -> UserError:

@@ -88,9 +88,9 @@ def atomic_group(record: str | Path) -> Iterator[Callable[[str | Path], Path]]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically, line ends as they are."""
+    """Write `text` as UTF-8, atomically, line ends as they are; halves of surrogate pairs become escapes."""
     with atomic_path(path) as part:
-        part.write_text(text, encoding="utf-8", newline="")
+        part.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | Path, value: Any) -> None:
