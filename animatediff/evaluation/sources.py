@@ -32,7 +32,7 @@ from animatediff.files import (
     to_path,
     wrong_keys,
 )
-from animatediff.inference.jobs import ALIASES
+from animatediff.inference.run import OTHER_PROGRAMS
 
 BESIDE = "-beside"  # inference.py ends so the names of its side-by-side videos
 RECORD: Keys = {
@@ -296,7 +296,7 @@ def read_job_list(path: str | Path) -> list[tuple[str, str]]:
     jobs = []
     for number, row in read_jsonl(path):
         label = f"{path} line {number}"
-        job = check_object({ALIASES.get(key, key): value for key, value in row.items()}, label, JOB, ["prompt"])
+        job = check_object({OTHER_PROGRAMS.get(key, key): value for key, value in row.items()}, label, JOB, ["prompt"])
         reference = job.get("ref_video_path") or job.get("reference")
         if not reference:
             raise UserError(f"{label} lacks 'ref_video_path', the clip that gives the motion")
