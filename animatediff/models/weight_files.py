@@ -6,7 +6,6 @@ What comes through is plain floating-point tensors on the CPU; anything else is 
 from __future__ import annotations
 
 import errno
-import os
 import pickle
 import re
 import zipfile
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from animatediff.errors import UserError, describe_os_error, one_line
@@ -117,18 +116,12 @@ def write_checkpoint(path: str | Path, tensors: StateDict, facts: Mapping[str, i
     path = Path(path)
     suffix = check_suffix(path)
     with atomic_path(path) as part:
-        try:
-            if suffix == ".safetensors":
-                plain = {key: value.contiguous() for key, value in tensors.items()}
-                save_file(plain, part, metadata={key: str(value) for key, value in facts.items()})
-            else:
-                with open(part, "wb") as file:  # by its path, torch refuses names without a suffix
-                    torch.save({**facts, "state_dict": tensors}, file)
-        except (SafetensorError, RuntimeError) as error:
-            met = _os_error_behind(error)
-            if met is None:
-                raise
-            raise met from error
+        if suffix == ".safetensors":
+            plain = {key: value.contiguous() for key, value in tensors.items()}
+            save_file(plain, part, metadata={key: str(value) for key, value in facts.items()})
+        else:
+            with open(part, "wb") as file:  # by its path, torch refuses hidden names without a suffix
+                torch.save({**facts, "state_dict": tensors}, file)
 
 
 def check_suffix(path: Path) -> str:
@@ -235,11 +228,3 @@ def _plain(value: torch.Tensor, key: str, source: str) -> torch.Tensor:
     if not in_full:
         raise UserError(f"{source} holds a tensor that is not stored in full ({shown([key])}), expected plain tensors")
     return value
-
-
-def _os_error_behind(error: BaseException) -> OSError | None:
-    """The operating-system error that torch or safetensors met; they raise classes of their own in its stead."""
-    if isinstance(error.__context__, OSError):
-        return error.__context__
-    number = re.search(r"os error (\d+)", str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None

@@ -1,17 +1,24 @@
-"""Whether the parts of an SD1.5-style base model fit each other: told from their configs, before weights are read."""
+"""The parts of an SD1.5-style base model, built from their configs, and whether they fit each other.
+
+All of it happens before weights are read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from animatediff.errors import UserError, one_line
-from animatediff.models.unet import VideoUNet
+from animatediff.files import read_json
+from animatediff.models.unet import VideoUNet, build_unet
+
+T = TypeVar("T")
 
 LATENT_CHANNELS, PIXEL_CHANNELS = 4, 3
 _TOKENIZER_FILES = ("vocab.json", "merges.txt")
@@ -36,14 +43,63 @@ _FIXED = {
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
 }
+# The types of the keys that are read of each config; others are the libraries' own and not looked at.
+_CHANNELS = {"in_channels": int, "out_channels": int, "block_out_channels": list[int], "layers_per_block": int}
+_BLOCKS = {"down_block_types": list[str], "up_block_types": list[str], "norm_num_groups": int, "act_fn": str}
+_UNET_KEYS: Mapping[str, Any] = {
+    **{**_CHANNELS, **_BLOCKS},
+    "down_block_types": list[Literal["CrossAttnDownBlock2D", "DownBlock2D"]],
+    "up_block_types": list[Literal["CrossAttnUpBlock2D", "UpBlock2D"]],
+    "sample_size": int | list[int] | None,
+    "cross_attention_dim": int,
+    "attention_head_dim": int | list[int],
+    "num_attention_heads": int | list[int] | None,
+    "norm_eps": float,
+    "downsample_padding": int,
+    "mid_block_scale_factor": float,
+    "use_linear_projection": bool,
+}
+_VAE_KEYS: Mapping[str, Any] = {
+    **{**_CHANNELS, **_BLOCKS},
+    "latent_channels": int,
+    "sample_size": int | list[int] | None,
+    "scaling_factor": float,
+    "shift_factor": float | None,
+    **dict.fromkeys(("force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"), bool),
+}
+_TEXT_KEYS: Mapping[str, Any] = {
+    **dict.fromkeys(("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"), int),
+    **{"vocab_size": int, "max_position_embeddings": int, "projection_dim": int},
+    **{"hidden_act": str, "layer_norm_eps": float, "attention_dropout": float},
+}
 _OTHER_BASES = {9: "an inpainting base", 8: "a base that edits images (InstructPix2Pix)", 5: "a depth-to-image base"}
 
 
-def check_unet_config(config: Mapping[str, Any], source: str | Path) -> None:
-    """UserError where a 2D UNet's config asks for something that the backbone does not have."""
+def build_parts(folder: Path) -> tuple[VideoUNet, AutoencoderKL, CLIPTextModel]:
+    """UNet, VAE and text encoder of the base in `folder`, on meta tensors; UserError for a config that says none."""
+    paths = {part: folder / part / "config.json" for part in ("unet", "vae", "text_encoder")}
+    unet_config = read_json(paths["unet"], _UNET_KEYS)
     for key, value in _FIXED.items():
-        if config.get(key, value) != value:
-            raise UserError(f"{source} has {key} {config[key]}, expected {value}, as Stable Diffusion 1.5 has it")
+        if unet_config.get(key, value) != value:
+            raise UserError(
+                f"{paths['unet']} has {key} {unet_config[key]}, expected {value}, as Stable Diffusion 1.5 has it"
+            )
+    vae_config = read_json(paths["vae"], _VAE_KEYS)
+    text_config = read_json(paths["text_encoder"], _TEXT_KEYS)
+    with init_empty_weights():
+        return (
+            built(paths["unet"], "UNet", lambda: build_unet(unet_config)),
+            built(paths["vae"], "VAE", lambda: AutoencoderKL.from_config(vae_config)),
+            built(paths["text_encoder"], "text encoder", lambda: CLIPTextModel(CLIPTextConfig(**text_config))),
+        )
+
+
+def built(path: Path, what: str, build: Callable[[], T]) -> T:
+    """What `build` makes of the config at `path`; UserError where nothing can be made of it."""
+    try:
+        return build()
+    except Exception as error:  # of sizes that do not go together the libraries raise unrelated classes
+        raise UserError(f"{path} describes no {what} that can be built ({one_line(error)[:160]})") from error
 
 
 def check_parts(

@@ -303,7 +303,7 @@ class TestRefused:
         ("metadata", "match"),
         [
             ("[", "lora_adapter_metadata is not valid JSON"),
-            ("3", "lora_adapter_metadata is int, expected a JSON object"),
+            ("3", "lora_adapter_metadata holds a whole number, expected an object"),
             ('{"unet.lora_alpha": "much"}', "alphas that are no numbers"),
             ('{"unet.lora_alpha": null}', "alphas that are no numbers"),
             ('{"unet.alpha_pattern": {"(": 3}}', "alphas that are no numbers"),

@@ -60,6 +60,35 @@ def test_one_that_does_not_fit(tiny_weights, base, part, values, match):
     refused(tiny_weights, base, match)
 
 
+BAD = ["[]", "null", "3", '"x"', "{", '{"in_channels": "4"}', '{"block_out_channels": [], "hidden_size": "x"}']
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("content", BAD)
+def test_a_config_that_is_none(tiny_weights, base, part, content):
+    if (part, content) == ("text_encoder", BAD[-2]):
+        content = '{"num_attention_heads": 7}'
+    (base / part / "config.json").write_text(content)
+    refused(tiny_weights, base, rf"{part}/config.json( holds|: | is not valid JSON| describes no)")
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "match"),
+    [
+        ("unet", {"block_out_channels": [33, 64, 64, 64]}, "describes no UNet that can be built"),
+        ("unet", {"down_block_types": ["NoBlock"] * 4}, r"down_block_types.0. is 'NoBlock', expected CrossAttnDown"),
+        ("unet", {"layers_per_block": True}, "layers_per_block is true, expected a whole number"),
+        ("vae", {"act_fn": "none"}, "describes no VAE that can be built"),
+        ("vae", {"latent_channels": None}, "latent_channels is null, expected a whole number"),
+        ("text_encoder", {"num_attention_heads": 7}, "describes no text encoder that can be built"),
+        ("text_encoder", {"hidden_act": "none"}, "describes no text encoder that can be built"),
+    ],
+)
+def test_values_that_no_network_has(tiny_weights, base, part, values, match):
+    edit(base / part / "config.json", **values)
+    refused(tiny_weights, base, f"{part}/config.json.*{match}")
+
+
 class TestTokenizer:
     def test_without_its_config_or_length(self, tiny_weights, base):
         config = base / "tokenizer" / "tokenizer_config.json"
