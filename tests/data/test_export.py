@@ -99,6 +99,11 @@ def test_frames_read_back_to_the_bit_and_are_replaced_whole(tmp_path):
     assert os.listdir(tmp_path / "out") == ["frames"]
 
 
+def write_frames_in_a_group(folder: Path) -> None:
+    with atomic_group(record=folder / "a.json") as new:
+        save_frames(new(folder / "frames"), smooth_frames())
+
+
 def test_a_folder_that_frames_could_not_take_is_told_beforehand(tmp_path):
     """In a group, too: what counts is where the frames are to end up."""
     check_frames_folder(tmp_path / "new")
@@ -109,10 +114,8 @@ def test_a_folder_that_frames_could_not_take_is_told_beforehand(tmp_path):
         with pytest.raises(UserError, match="holds other files than frames, so it is not replaced"):
             check_frames_folder(folder)
     (tmp_path / "frames" / "notes.txt").write_text("mine")
-    with atomic_group(record=tmp_path / "a.json") as new:
-        with pytest.raises(UserError, match="/frames holds other files than frames"):
-            save_frames(new(tmp_path / "frames"), smooth_frames())
-        new(tmp_path / "a.json").write_text("{}")
+    with pytest.raises(UserError, match="/frames holds other files than frames"):
+        write_frames_in_a_group(tmp_path)
     assert (tmp_path / "frames" / "notes.txt").read_text() == "mine"
 
 
