@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from animatediff.errors import UserError, describe_os_error, nearest, one_line, shown
 
@@ -100,6 +101,34 @@ def check_object(
         elif not others:
             raise UserError(f"{label} has unknown key {shown(key)}; {nearest(key, list(keys))}")
     return value
+
+
+def keys_of(constructor: Callable[..., Any]) -> Keys:
+    """The keys that a constructor takes, such as a diffusers component's `__init__`, with their types in JSON.
+
+    A tuple is a list there; what the signature gives null as its default may be null; of what it names no plain type
+    for, any value passes.
+    """
+    hints = get_type_hints(constructor)
+    keys = {}
+    for name, parameter in inspect.signature(constructor).parameters.items():
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) and name != "self":
+            kind = _in_json(hints.get(name, Any))
+            keys[name] = kind if parameter.default is not None or kind is Any else kind | None
+    return keys
+
+
+def _in_json(hint: Any) -> Any:
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        kinds = [_in_json(inner) for inner in get_args(hint)]
+        return Any if Any in kinds else Union[tuple(kinds)]  # noqa: UP007 - of a tuple
+    if origin in (list, tuple, Sequence) or hint in (list, tuple):
+        inner = {_in_json(each) for each in get_args(hint) if each is not ...}
+        return list[inner.pop()] if len(inner) == 1 and Any not in inner else list  # type: ignore[misc]
+    if origin is dict and get_args(hint)[0] is str:
+        return dict[str, _in_json(get_args(hint)[1])]  # type: ignore[misc]
+    return hint if hint in (str, bool, int, float, dict, NoneType) or origin is Literal else Any
 
 
 def wrong_keys(record: Mapping[str, Any], keys: Keys) -> dict[str, str]:

@@ -81,7 +81,7 @@ def atomic_group(record: str | Path) -> Iterator[Callable[[str | Path], Path]]:
                 _sync(part)
             _take_places(parts, record)
         except OSError as error:
-            raise describe_os_error(error, f"writing {' '.join(map(str, parts))}") from error
+            raise describe_os_error(error, f"writing {next(iter(parts))} and what belongs to it") from error
     finally:
         for part in parts.values():
             remove(part)

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from animatediff.data.export import save_frames, save_video
 from animatediff.errors import UserError
-from animatediff.evaluation.sources import RECORD, benchmark_jobs, find_items, read_output, read_reference
+from animatediff.evaluation.sources import (
+    RECORD,
+    benchmark_jobs,
+    find_items,
+    read_job_list,
+    read_output,
+    read_reference,
+)
 from scripts.evaluate import main
 from tests.door import through
 from tests.evaluation.conftest import FAMILIES, FRAMES, SIZE, write_output
@@ -288,6 +295,20 @@ def test_any_record_is_an_item_that_tells_its_problem(outputs, record, output, l
         assert isinstance(item.key, str)
         through(lambda item=item: read_output(item))
         through(lambda item=item: read_reference(item, (2, 8, 8)))
+
+
+LINES = st.text(st.characters(codec=None, categories=None), max_size=12) | st.sampled_from(
+    ["bear: a fox", "\ufeffbear: x"]
+)
+
+
+@given(st.lists(LINES, max_size=4).map("\n".join) | VALUES.map(json.dumps), st.sampled_from(["txt", "json", "jsonl"]))
+def test_any_prompt_or_job_list_is_read_or_refused_in_one_line(tmp_path_factory, text, kind):
+    folder = tmp_path_factory.getbasetemp() / "any list"
+    (folder / "480p" / "bear").mkdir(parents=True, exist_ok=True)
+    path = folder / f"list.{kind}"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    through(lambda: read_job_list(path) if kind == "jsonl" else benchmark_jobs(folder / "480p", path))
 
 
 def test_jobs_that_no_output_answers_are_named(outputs, tmp_path, capsys):

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from hypothesis import given
 from hypothesis import strategies as st
 
 from animatediff.errors import UserError
 from animatediff.files import (
     check_object,
+    keys_of,
     load_json,
     parse_json,
     read_json,
@@ -24,6 +26,7 @@ from animatediff.files import (
     write_jsonl,
     wrong_keys,
 )
+from animatediff.models.adapter import Adapter
 from tests.door import through
 
 KEYS = {
@@ -129,6 +132,28 @@ def test_values_of_the_expected_types_pass():
     good |= {"layer": None, "config": {"fps": 8.0, "more": "x"}, "rest": [{}], "unknown": 1}
     assert check_object(good, "a.json", KEYS) == good
     assert wrong_keys(good, KEYS) == {}
+
+
+def test_the_types_of_a_component_are_those_of_its_constructor(repository: Path):
+    base = repository / "models" / "miniature" / "StableDiffusion"
+    places = {
+        UNet2DConditionModel: "unet/config.json",
+        AutoencoderKL: "vae/config.json",
+        DDIMScheduler: "scheduler/scheduler_config.json",
+    }
+    for component, place in places.items():
+        assert read_json(base / place, keys_of(component.__init__))["_class_name"] == component.__name__
+    keys = keys_of(UNet2DConditionModel.__init__)
+    for value, message in (
+        ({"block_out_channels": "32"}, "block_out_channels is '32', expected a list"),
+        ({"block_out_channels": [32, "64"]}, r"block_out_channels\[1\] is '64', expected a whole number"),
+        ({"cross_attention_dim": None}, "cross_attention_dim is null, expected a whole number or a list"),
+        ({"norm_eps": "1e-5"}, "norm_eps is '1e-5', expected a number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_object(value, "config.json", keys)
+    with pytest.raises(UserError, match=r"site_channels.up is '8', expected a whole number"):
+        check_object({"site_channels": {"up": "8"}}, "config.json", keys_of(Adapter.__init__))
 
 
 def test_required_and_other_keys():
