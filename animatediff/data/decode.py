@@ -22,6 +22,7 @@ from PIL import Image
 from animatediff.data.images import IMAGE_FPS, AnimatedSource, ImageSource, is_animated, is_image, list_images
 from animatediff.data.packets import Entry, Index, build_index, whole_picture_test
 from animatediff.data.pixels import Screen, check_size
+from animatediff.data.rereads import remember, reread
 from animatediff.errors import UserError, one_line
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".flv", ".wmv")
@@ -34,6 +35,7 @@ _LATE_STREAMS = ("mpegts", "mpeg", "flv")
 _FURTHER = {"probesize": str(64 << 20), "analyzeduration": str(3600 * 1000000)}
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _KEPT = 64 << 20  # bytes of packets that are kept, so that a short file is read once
+_THREADED = 640 * 480  # pixels from which threads gain more than they cost to start
 _COVERS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 
@@ -44,7 +46,10 @@ class Source(Protocol):
     times: list[float]  # seconds of each frame, the first at 0
     end: float  # seconds at which the last frame leaves the screen
     tick: float  # seconds to which times are exact
-    warnings: list[str]  # damage first
+
+    @property
+    def warnings(self) -> list[str]:
+        """One line each, damage first."""
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """Frames uint8 [len(indices), h, w, 3] RGB; indices ascending, repeats allowed."""
@@ -126,7 +131,12 @@ class VideoSource:
     def read(self, indices: Sequence[int]) -> np.ndarray:
         wanted = sorted(set(indices))
         with _one_line_errors(self.path):
-            frames = self._read(wanted)
+            whole = self.index.plain and len(wanted) == len(self.index.stamps)
+            frames = reread(self.path) if whole else None
+            if frames is None:
+                frames = self._read(wanted)
+                if whole and frames is not None and not self.warnings:
+                    remember(self.path, frames)
             if frames is None and self.index.by_stamp:
                 self._use(self._count())
                 raise Recounted
@@ -154,8 +164,12 @@ class VideoSource:
         stream = next((s for s in container.streams.video if not s.disposition & _COVERS), None)
         if stream is None or stream.codec_context is None:
             raise UserError(f"{self.path} holds no video stream that can be decoded")
-        check_size(self.path, stream.codec_context.height, stream.codec_context.width)
-        stream.thread_type = "AUTO"  # type: ignore[assignment]
+        codec = stream.codec_context
+        check_size(self.path, codec.height, codec.width)
+        if codec.height * codec.width >= _THREADED:
+            stream.thread_type = "AUTO"
+        else:
+            codec.thread_count = 1
         self._stream = stream
 
     def _opened(self, options: dict[str, str]) -> av.container.InputContainer:
@@ -163,10 +177,9 @@ class VideoSource:
         try:
             try:
                 path.encode()
-                return av.open(path, container_options=options, metadata_errors="replace")
             except UnicodeEncodeError:  # a name that is no text: the library takes the open file
-                self._file = open(self.path, "rb")
-                return av.open(self._file, container_options=options, metadata_errors="replace")
+                self._file = self.path.open("rb")
+            return av.open(self._file or path, "r", container_options=options, metadata_errors="replace")
         except (av.FFmpegError, OSError) as error:
             kind = "not permitted" if isinstance(error, PermissionError) else "not a video, or its header is lost"
             reason = one_line(error.strerror or error)
@@ -192,21 +205,20 @@ class VideoSource:
         stamp, place = start or (0, 0)
         if self._kept:
             self._stream.codec_context.flush_buffers()
-            yield from self._kept[place:]
-            return
+            return iter(self._kept[place:])
         if place == 0:
             self._open()
-            yield from self._demuxed(problems)
-            return
+            return self._demuxed(problems)
         assert self._container is not None
         self._container.seek(stamp, stream=self._stream)
-        packets = self._demuxed(problems)
-        # Containers seek to what they flag as key, before or after the whole picture.
+        return self._from_stamp(stamp, place, self._demuxed(problems))
+
+    def _from_stamp(self, stamp: int, place: int, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+        """`packets` from that of a whole picture on: containers seek to what they flag as key, before it or after."""
         for packet in packets:
             if packet.pts == stamp:
                 yield from chain([packet], packets)
-                return
-            if packet.pts is None or self.index.places.get(packet.pts, place) >= place:
+            elif packet.pts is None or self.index.places.get(packet.pts, place) >= place:
                 return
 
     # ------------------------------------------------------------------------------------------ which frames
@@ -229,7 +241,7 @@ class VideoSource:
             self._damage = [f"{self.path} is truncated: its header states {stated:.2f} s, it holds {span:.2f} s"]
 
     def _stated_seconds(self) -> float:
-        """When the last frame ends by the header of a Matroska or WebM file, which states the frames nowhere; else 0."""
+        """When the last frame ends by the header of a Matroska or WebM file, which counts no frames; else 0."""
         assert self._container is not None
         if "matroska" not in self._container.format.name:
             return 0.0
@@ -252,7 +264,8 @@ class VideoSource:
         for packet in self._demuxed(problems):
             if packet.pts is None or packet.is_corrupt:
                 return None
-            entries.append(Entry(packet.pts, packet.is_keyframe and whole(bytes(packet)), packet.is_discard))
+            key = packet.is_keyframe
+            entries.append(Entry(packet.pts, key, key and whole(bytes(packet)), packet.is_discard))
             last = max(last, (packet.pts, packet.duration or 0))
             size += packet.size
             if size <= _KEPT:
@@ -322,16 +335,16 @@ class VideoSource:
 
     def _walk_by_stamp(self, wanted: list[int], problems: list[str]) -> Iterator[VideoFrame]:
         """The wanted frames by time stamp, skipping ahead wherever a whole picture allows it. Ends early on a miss."""
-        frames, reached = iter(()), self.index.stamps[0] - 1  # stamp of the newest frame decoded
-        started = False
+        frames: Iterator[VideoFrame] | None = None
+        following = 0  # stamp of the frame after the newest one taken
         for number in wanted:
             stamp, start = self.index.stamps[number], self.index.start_before(number)
-            if not started or start[0] > reached:
-                frames, started = self._decoded(self._packets(start, problems), problems), True
+            if frames is None or start[0] > following:
+                frames = self._decoded(self._packets(start, problems), problems)
             frame = next((f for f in frames if f.pts is None or f.pts >= stamp), None)
             if frame is None or frame.pts != stamp:
                 return
-            reached = stamp
+            following = self.index.stamps[min(number + 1, len(self.index.stamps) - 1)]
             yield frame
 
     def _decoded(self, packets: Iterator[av.Packet], problems: list[str]) -> Iterator[VideoFrame]:

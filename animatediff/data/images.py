@@ -17,7 +17,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".a
 IMAGE_FPS = 8.0  # a folder of images states no rate; this is the rate of the published output
 _ANIMATED = ("PNG", "WEBP", "AVIF")
 _UNSTATED = 0.1  # seconds of a picture whose file states none, as browsers show it
-_NOT_PICTURES = ("MPEG", "GIF")  # formats that Pillow names and the video reader reads
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -100,8 +99,9 @@ def read_images(paths: Sequence[Path], notes: list[str]) -> list[np.ndarray]:
 def _load(path: Path, notes: list[str]) -> np.ndarray:
     """uint8 [h, w, 3] RGB, or float32 [h, w] of levels whose white is not known."""
     with _picture(path) as image:
-        if getattr(image, "n_frames", 1) > 1 and image.format in (*_ANIMATED, "TIFF"):
-            notes.append(f"{path} holds {image.n_frames} pictures; the first is used")
+        count = getattr(image, "n_frames", 1)
+        if count > 1 and image.format in (*_ANIMATED, "TIFF"):
+            notes.append(f"{path} holds {count} pictures; the first is used")
         image.load()
         try:
             upright = ImageOps.exif_transpose(image)
@@ -183,10 +183,10 @@ class AnimatedSource:
         """Nothing is held."""
 
     def _pictures(self, last: int | None = None) -> Iterator[tuple[Image.Image, float]]:
-        """Pictures as shown with their seconds, up to number `last`. Damage past the first ends them, with a warning."""
+        """Pictures as shown and their seconds, up to number `last`. Damage past the first ends them, with a warning."""
         with _picture(self.path) as image:
             skipped = int(bool(getattr(image, "default_image", False)))  # a PNG's still for programs without animation
-            count = image.n_frames
+            count: int = getattr(image, "n_frames", 1)
             for i in range(skipped, count):
                 try:
                     image.seek(i)

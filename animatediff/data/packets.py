@@ -17,6 +17,7 @@ class Entry(NamedTuple):
     """One packet, in units of the stream's time base."""
 
     stamp: int  # when its picture is shown
+    key: bool  # flagged as key by the container
     whole: bool  # decoding can start here: everything shown from it on is decoded from it on
     discard: bool  # decoded, not shown (before the first cut of an edit list)
 
@@ -29,6 +30,7 @@ class Index:
     starts: list[tuple[int, int]] = field(default_factory=list)  # (stamp, place in decoding order) of whole pictures
     places: dict[int, int] = field(default_factory=dict)  # stamp of a packet -> its place in decoding order
     last: int = 0  # how long the last frame is shown, 0 where the file does not say
+    plain: bool = False  # every packet is shown and every key is a whole picture
 
     @property
     def by_stamp(self) -> bool:
@@ -52,7 +54,8 @@ def build_index(entries: Sequence[Entry], last: int = 0) -> Index | None:
     starts = [(entry.stamp, place) for place, entry in enumerate(entries) if entry.whole]
     if any(later <= earlier for (earlier, _), (later, _) in pairwise(starts)):
         return None
-    return Index(shown, starts, places, last)
+    plain = all(entry.key == entry.whole and not entry.discard for entry in entries)
+    return Index(shown, starts, places, last, plain)
 
 
 def whole_picture_test(codec: str, extradata: bytes) -> Callable[[bytes], bool] | None:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from av.sidedata.sidedata import SideData
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
@@ -36,7 +37,7 @@ class Screen:
         self._reformatter = VideoReformatter()  # kept: making one for every frame takes as long as decoding it
         if not Fraction(1, _WIDEST) <= self.aspect <= _WIDEST:
             if self.aspect > 0:
-                self._warn(f"states pixels of {self.aspect.numerator}:{self.aspect.denominator}; they are taken as square")
+                self._warn(f"states pixels of shape {self.aspect.numerator}:{self.aspect.denominator}; square is taken")
             self.aspect = Fraction(1)
 
     def show(self, frame: VideoFrame) -> np.ndarray:
@@ -68,9 +69,10 @@ class Screen:
     def _upright(self, rgb: np.ndarray, frame: VideoFrame) -> np.ndarray:
         """`rgb` by the frame's display matrix (ISO/IEC 14496-12, section 6.2.2): quarter turns and mirrors."""
         entry = frame.side_data.get("DISPLAYMATRIX")
-        if entry is None or len(bytes(entry)) < 36:
+        matrix = bytes(entry) if isinstance(entry, SideData) else b""
+        if len(matrix) < 36:
             return rgb
-        a, b, _, c, d, *_ = struct.unpack("=9i", bytes(entry)[:36])
+        a, b, _, c, d, *_ = struct.unpack("=9i", matrix[:36])
         # A pixel at (x, y) is shown at (a x + c y, b x + d y).
         straight, crossed = abs(a) + abs(d), abs(b) + abs(c)
         if min(straight, crossed) > 0.02 * max(straight, crossed):
@@ -111,7 +113,7 @@ def tone_map(pixels: np.ndarray, transfer: str) -> np.ndarray:
 
 @cache
 def _light_table(transfer: str) -> np.ndarray:
-    """float32 [65536]: light of each level, PQ by the reference white, HLG of the scene in 0..1 (BT.2100 tables 4, 5)."""
+    """float32 [65536]: light of each level (BT.2100, tables 4 and 5): PQ by the reference white, HLG of the scene."""
     signal = np.linspace(0, 1, 65536)
     if transfer == "PQ":
         m1, m2, c1, c2, c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
@@ -125,8 +127,8 @@ def _top_field(frame: VideoFrame) -> VideoFrame:
     """Every other line of each plane, from the first on: the frame's top field, half as high."""
     field = VideoFrame(frame.width, frame.height // 2, frame.format.name)
     for source, target in zip(frame.planes, field.planes, strict=True):
-        lines = np.frombuffer(source, np.uint8).reshape(-1, source.line_size)[::2]
-        out = np.frombuffer(target, np.uint8).reshape(-1, target.line_size)
+        lines = np.frombuffer(memoryview(source), np.uint8).reshape(-1, source.line_size)[::2]
+        out = np.frombuffer(memoryview(target), np.uint8).reshape(-1, target.line_size)
         rows, columns = min(len(lines), len(out)), min(source.line_size, target.line_size)
         out[:rows, :columns] = lines[:rows, :columns]
     field.colorspace, field.color_range = frame.colorspace, frame.color_range
