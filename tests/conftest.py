@@ -5,28 +5,38 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
 from animatediff.data.export import save_video
-from animatediff.pipelines.backbones.sd15 import Weights, load_pipeline
+from animatediff.inference import cli
+from animatediff.pipelines.efficientmt import method
+from animatediff.pipelines.efficientmt.loading import EfficientMTFiles as Files
+from animatediff.pipelines.efficientmt.loading import load_pipeline
 from animatediff.pipelines.efficientmt.pipeline import EfficientMTPipeline
 from tests.goldens import write_tiny_layout
 
 torch.set_num_threads(1)
 
+# Generated inputs: the same hundred every time, or with HYPOTHESIS_PROFILE=long thousands of new ones.
+_COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("short", max_examples=100, derandomize=True, **_COMMON)
+settings.register_profile("long", max_examples=5000, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
+
 
 @pytest.fixture(scope="session")
-def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """The published layout at a tiny size; every file holds different values for the same parameter."""
-    return Weights(**write_tiny_layout(tmp_path_factory.mktemp("layout")))
+    return Files(**write_tiny_layout(tmp_path_factory.mktemp("layout")))
 
 
 @pytest.fixture(scope="session")
@@ -50,17 +60,17 @@ def load_once() -> Callable[..., EfficientMTPipeline]:
     """`load_pipeline`, which gives the same pipeline for the same files: loading has tests of its own."""
     loaded: dict[str, EfficientMTPipeline] = {}
 
-    def load(weights: Weights, *settings) -> EfficientMTPipeline:
-        key = repr([[getattr(weights, field.name) for field in fields(Weights)], *settings])
+    def load(weights: Files, **settings) -> EfficientMTPipeline:
+        key = repr([weights, settings])
         if key not in loaded:
-            loaded[key] = load_pipeline(weights, *settings)
+            loaded[key] = load_pipeline(weights, **settings)
         return loaded[key]
 
     return load
 
 
 @pytest.fixture
-def small_config(tiny_weights: Weights, tmp_path: Path) -> Path:
+def small_config(tiny_weights: Files, tmp_path: Path) -> Path:
     """A configuration of inference.py: the tiny layout, 2 frames, 2 steps."""
     lines = {key: value for key, value in asdict(tiny_weights).items() if value}
     small = {"num_frames": 2, "height": 32, "width": 32, "num_inference_steps": 2, "device": "cpu"}
@@ -71,16 +81,14 @@ def small_config(tiny_weights: Weights, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def command(small_config: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, load_once) -> Callable[..., int]:
-    """inference.main with `small_config` on `clip`, in an empty current folder."""
-    import inference
-
-    monkeypatch.setattr(inference, "load_pipeline", load_once)
+    """inference.py's main with `small_config` on `clip`, in an empty current folder."""
+    monkeypatch.setattr(method, "load_pipeline", load_once)
     monkeypatch.chdir(small_config.parent)
 
     def call(*arguments: str, prompt: str | None = "a red star", reference: Path | str | None = clip) -> int:
         flags = ["--config", str(small_config)]
         flags += [] if prompt is None else ["--prompt", prompt]
         flags += [] if reference is None else ["--ref_video_path", str(reference)]
-        return inference.main([*flags, *arguments])
+        return cli.main([*flags, *arguments])
 
     return call

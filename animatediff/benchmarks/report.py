@@ -83,8 +83,11 @@ def _command_rows(result: dict[str, Any]) -> Iterator[Row]:
 
 
 def _reading_rows(result: dict[str, Any]) -> Iterator[Row]:
-    hours = f"{result['seconds'] / 3600:g} h"
-    for name, what in (("long", f"16 frames of a clip of {hours}"), ("short", f"{result['clips']} short clips")):
+    hours, clips = f"{result['seconds'] / 3600:g} h", result["clips"]
+    for name, what in (
+        ("long", f"16 frames of a clip of {hours}"),
+        ("short", f"16 frames of each of {clips} short clips"),
+    ):
         wall, cpu = (result[name][clock]["median"] for clock in ("wall", "cpu"))
         yield Row("reading", what, f"{wall:.2f} s ({cpu:.2f} s of processor time)")
 
