@@ -345,7 +345,7 @@ def cut(path, begin: int, length: int):
     """Shorten an mp4 to `length` from `begin`, in units of the stream's time base, as cutters without encoding do."""
     content = bytearray(path.read_bytes())
     place = content.index(b"elst")
-    version, count, duration, start = struct.unpack(">IIIi", content[place + 4 : place + 20])
+    version, count, _, start = struct.unpack(">IIIi", content[place + 4 : place + 20])
     assert (version, count) == (0, 1)
     with av.open(str(path)) as container:
         base = container.streams.video[0].time_base

@@ -76,18 +76,21 @@ EDITS = st.lists(
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=max(1, settings.default.max_examples * 5))
+@settings(max_examples=settings.default.max_examples * 3)
 @given(data=st.data())
 def test_damaged_files_give_frames_or_one_line(tmp_path_factory, sound, data):
     name = data.draw(st.sampled_from(sorted(sound)))
     content = damage(sound[name], data.draw(EDITS))
     path = tmp_path_factory.getbasetemp() / f"mutated-{name}"
     path.write_bytes(content)
+    refusal = ""
     try:
         clip = read_frames(path, 4, start=data.draw(st.sampled_from([None, 0.3])))
     except UserError as error:
-        assert "\n" not in str(error)
-        assert name in str(error)
+        refusal = str(error)
+    if refusal:
+        assert "\n" not in refusal
+        assert name in refusal
         return
     assert clip.frames.dtype == np.uint8
     assert clip.frames.ndim == 4
