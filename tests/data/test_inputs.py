@@ -400,11 +400,11 @@ def test_a_video_that_begins_after_a_minute_of_sound(tmp_path):
         with av.open(str(tmp_path / name), "w") as container:
             song = container.add_stream("aac", rate=44100)
             stream = container.add_stream("libx264", rate=10) if len(frames) else None
+            if stream:
+                stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
             for second in range(seconds):
                 sound.pts = second * 44100
                 container.mux(song.encode(sound))
-            if stream:
-                stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
             container.mux([*song.encode(), *(stream.encode() if stream else [])])
