@@ -78,7 +78,8 @@ def open_source(path: Path) -> Iterator[Source]:
 def _source(path: Path) -> Source:
     try:
         if path.is_dir():
-            return ImageSource(list_images(path))
+            notes: list[str] = []
+            return ImageSource(list_images(path, notes), notes)
         if not path.exists():
             raise UserError(f"no video at {path}; give a video file or a folder of images")
         if not path.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -22,16 +23,23 @@ _UNSTATED = 0.1  # seconds of a picture whose file states none, as browsers show
 # ---------------------------------------------------------------------------------------------- files
 
 
-def list_images(folder: Path) -> list[Path]:
-    """The images of `folder` in natural order (2 before 10), hidden files left out. UserError where none is a file."""
+def list_images(folder: Path, notes: list[str]) -> list[Path]:
+    """The images of `folder` in natural order (2 before 10), hidden files left out. UserError where none is a file.
+
+    A line is added to `notes` for what is named like an image and is no file.
+    """
     try:
         found = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
         images = [p for p in found if p.is_file()]
     except OSError as error:
         raise UserError(f"cannot read the folder {folder}: {one_line(error.strerror or error)}") from error
-    if found and not images:
-        kind = "a link to nothing" if found[0].is_symlink() else "no file"
-        raise UserError(f"{folder} holds no images: {found[0].name} is {kind}; give a video or a folder of frames")
+    others = sorted(set(found) - set(images))
+    if others:
+        kind = f"{others[0].name} is {'a link to nothing' if others[0].is_symlink() else 'no file'}"
+        if not images:
+            raise UserError(f"{folder} holds no images: {kind}; give a video or a folder of frames")
+        more = f" (and {len(others) - 1} more)" * (len(others) > 1)
+        notes.append(f"{folder}: {kind}, so it is left out{more}")
     if not images:
         raise UserError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); give a video or a folder of frames")
     return sorted(images, key=lambda p: natural_key(p.name))
@@ -103,11 +111,17 @@ def _load(path: Path, notes: list[str]) -> np.ndarray:
         if count > 1 and image.format in (*_ANIMATED, "TIFF"):
             notes.append(f"{path} holds {count} pictures; the first is used")
         image.load()
+        return _to_rgb(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """`image` turned as its EXIF says. Broken EXIF turns nothing, whatever Pillow raises or warns of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
-            upright = ImageOps.exif_transpose(image)
-        except Exception:  # broken EXIF turns nothing; the pixels are sound
-            upright = image
-        return _to_rgb(upright)
+            return ImageOps.exif_transpose(image)
+        except Exception:
+            return image
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
@@ -135,12 +149,12 @@ def _to_bytes(levels: np.ndarray, white: float) -> np.ndarray:
 class ImageSource:
     """Image files, one frame each, all of one size."""
 
-    def __init__(self, images: list[Path]) -> None:
+    def __init__(self, images: list[Path], notes: Sequence[str] = ()) -> None:
         self.images = images
         self.fps, self.tick = IMAGE_FPS, 0.0
         self.times = [i / IMAGE_FPS for i in range(len(images))]
         self.end = len(images) / IMAGE_FPS
-        self.warnings: list[str] = []
+        self.warnings: list[str] = list(notes)
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         wanted = sorted(set(indices))

@@ -243,6 +243,7 @@ def test_pictures_with_levels_of_no_stated_white(tmp_path):
     assert read_image(tmp_path / "nan.tiff", [])[0, 0].tolist() == [0, 0, 0]
 
 
+@pytest.mark.filterwarnings("error")
 def test_pictures_with_broken_exif_and_several_pages(tmp_path):
     frame = moving_square(1)[0]
     Image.fromarray(frame).save(tmp_path / "a.jpg", quality=95, exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
@@ -443,7 +444,9 @@ def test_folders_with_nothing_to_read(tmp_path):
         read_frames(tmp_path)
     Image.new("RGB", (8, 6)).save(tmp_path / "c.png")
     (tmp_path / "d.png").mkdir()
-    assert read_frames(tmp_path, 1).total == 1
+    clip = read_frames(tmp_path, 1)
+    assert clip.total == 1
+    assert clip.warnings == (f"{tmp_path}: b.png is a link to nothing, so it is left out (and 1 more)",)
 
 
 # ---------------------------------------------------------------------------------------------- what is a whole picture
