@@ -69,10 +69,12 @@ def is_animated(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _picture(path: Path) -> Iterator[Image.Image]:
-    """The opened picture. Whatever its bytes lead Pillow into is a UserError with the file's name."""
+    """The opened picture. Whatever its bytes lead Pillow into is a UserError with the file's name; nothing is printed."""
     try:
-        with Image.open(path) as image:
-            yield image
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                yield image
     except UserError:
         raise
     except MemoryError as error:
@@ -115,13 +117,11 @@ def _load(path: Path, notes: list[str]) -> np.ndarray:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """`image` turned as its EXIF says. Broken EXIF turns nothing, whatever Pillow raises or warns of it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return ImageOps.exif_transpose(image)
-        except Exception:
-            return image
+    """`image` turned as its EXIF says. Broken EXIF turns nothing, whatever Pillow makes of it."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
