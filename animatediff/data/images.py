@@ -69,7 +69,7 @@ def is_animated(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _picture(path: Path) -> Iterator[Image.Image]:
-    """The opened picture. Whatever its bytes lead Pillow into is a UserError with the file's name; nothing is printed."""
+    """The opened picture. Whatever its bytes lead Pillow into is a UserError with the file's name, and not printed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
