@@ -256,15 +256,15 @@ def read_reference(item: Item, shape: tuple[int, int, int], folder: Path | None 
 
 
 def _read_indices(path: Path, indices: Sequence[int]) -> Frames:
-    source = open_source(path)
-    try:
-        if max(indices) < len(source.times):
-            return source.read(indices)
-    except Recounted:
-        pass
-    if max(indices) >= len(source.times):
-        raise UserError(f"its reference {path} has {len(source.times)} frames, but frame {max(indices)} was used")
-    return source.read(indices)
+    with open_source(path) as source:
+        try:
+            if max(indices) < len(source.times):
+                return source.read(indices)
+        except Recounted:
+            pass
+        if max(indices) >= len(source.times):
+            raise UserError(f"its reference {path} has {len(source.times)} frames, but frame {max(indices)} was used")
+        return source.read(indices)
 
 
 # ---------------------------------------------------------------------------------------------- benchmarks
