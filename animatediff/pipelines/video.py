@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class VideoPipeline(AnimateDiffPipeline):
 
     One pipeline is one resource: what runs its networks does so inside `exclusive`.
     """
+
+    lora_warnings: Sequence[str] = ()  # of the LoRAs that were loaded onto it, one line each
 
     def _set_up(self, **components: Any) -> None:
         """Stands for AnimateDiffPipeline's __init__, which would ask for a MotionAdapter. A component may be None."""
