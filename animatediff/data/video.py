@@ -146,6 +146,11 @@ def fit_frames(frames: np.ndarray | torch.Tensor, height: int, width: int, fit: 
     return _normalise(_resize(pixels[..., top : top + cut_h, left : left + cut_w], height, width))
 
 
+def to_levels(video: torch.Tensor) -> np.ndarray:
+    """The inverse of `fit_frames` without its resizing: float32 [f, 3, h, w] in [-1, 1] to uint8 [f, h, w, 3]."""
+    return ((video + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()  # f 3 h w -> f h w 3
+
+
 def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """uint8 [f, 3, h, w] -> uint8 [f, 3, height, width]: bilinear, corners aligned, rounded to whole levels."""
     if pixels.shape[-2:] == (height, width):

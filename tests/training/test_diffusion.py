@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from animatediff.training.objective import (
+from animatediff.training.diffusion import (
     TimestepRule,
     draw_reference_timestep,
     generator_for,
     loss_weight,
     noise_loss,
     published_noise_schedule,
-    wanted_prediction,
+    target_of,
 )
 
 
@@ -57,12 +57,12 @@ def test_the_error_on_v_is_that_on_the_noise_over_alpha_bar() -> None:
     clean, noise = torch.randn(2, 2, 1, 2, 1, 1, generator=generator_for(0), dtype=torch.float64)
     timestep = torch.tensor([300, 900])
     schedule = published_noise_schedule("v_prediction")
-    assert wanted_prediction(published_noise_schedule(), clean, noise, timestep) is noise
+    assert target_of(published_noise_schedule(), clean, noise, timestep) is noise
     abar = schedule.alphas_cumprod.double()[timestep].view(2, 1, 1, 1, 1)
     guess = noise + 0.1  # what follows for v where the noisy clip is given
     noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
     v = abar.sqrt() * guess - (1 - abar).sqrt() * (noisy - (1 - abar).sqrt() * guess) / abar.sqrt()
-    error = (v - wanted_prediction(schedule, clean, noise, timestep)).square()
+    error = (v - target_of(schedule, clean, noise, timestep)).square()
     assert torch.allclose(error, (0.01 / abar).expand_as(error), rtol=1e-5)
 
 
