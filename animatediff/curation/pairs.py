@@ -53,7 +53,7 @@ from animatediff.data.video import to_levels
 from animatediff.errors import UserError
 from animatediff.evaluation.evaluate import EvaluationConfig, Tools, evaluate_item, load_tools
 from animatediff.evaluation.sources import find_items
-from animatediff.files import atomic_path, read_json, write_json
+from animatediff.files import check_value, check_writable, load_json, write_json, write_jsonl
 from animatediff.inference import cli
 from animatediff.inference.jobs import Job
 from animatediff.inference.run import read_run
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own = [text for text in options.overrides if not text.startswith(PREFIX)]
     own += [f"method={options.method}"] if options.method else []
     config = load_config(PairsConfig, locate(options.pairs_config), own)
-    out = Path(options.out)
+    out = check_writable(options.out, "--out")
     if config.method == SYNTHETIC:
         return make_synthetic(config, out)
     if config.method not in METHODS:
@@ -139,8 +139,7 @@ def make_synthetic(config: PairsConfig, out: Path) -> int:
             if not path.is_file():
                 save_even(path, to_levels(clip.pixels(shape)), 8)
             rows.append({"path": path.relative_to(out).as_posix(), "group": f"{number:05d}", "caption": clip.caption})
-    with atomic_path(out / MANIFEST) as part:
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(out / MANIFEST, rows)
     print(f"{len(groups)} groups of {config.synthetic_clips} exact clips are in {out}; next: train.py on it")
     return 0
 
@@ -161,9 +160,8 @@ def score(
     for item in tqdm(mine, unit="video", desc="measuring", disable=not state.is_main_process):
         key = hashlib.sha256(f"{settings} {item.record.get('fingerprint')}".encode()).hexdigest()
         path = out / "scores" / f"{key}.json"
-        if path.is_file():
-            values = read_json(path)
-        else:
+        values = known_scores(path)
+        if values is None:
             row = evaluate_item(item, tools)
             values = {key: None if math.isnan(value) else value for key, value in row.values.items()}
             if row.problems:
@@ -172,6 +170,16 @@ def score(
                 write_json(path, values)
         found.append((str(item.output.resolve()), values))
     return dict(gather_object(found))
+
+
+def known_scores(path: Path) -> dict[str, float | None] | None:
+    """The scores that lie at `path`; None where there are none, or none that can be used."""
+    try:
+        values = load_json(path)
+        check_value(values, dict[str, float | None], str(path))
+    except UserError:
+        return None
+    return values
 
 
 def select(

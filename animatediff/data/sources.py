@@ -19,7 +19,7 @@ Measure = Callable[[Frames, TrainingClip, TrainingClip], dict[str, float]]  # (g
 class Source(Protocol):
     """One kind of pairs."""
 
-    measures: Mapping[str, Callable[[ClipShape], Measure]]  # name -> a measure against the exact truth, if that is known
+    measures: Mapping[str, Callable[[ClipShape], Measure]]  # by name, against the exact truth where it is known
 
     def find(self, data: Any, seed: int) -> tuple[list[Group], list[Group]]:
         """(training, validation) groups, none of them read yet. `data`: its own keys of the section `data`."""

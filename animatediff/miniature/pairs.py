@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
-from animatediff.config import nearest
 from animatediff.data.pairs import ClipShape, Group, TrainingClip
 from animatediff.data.sources import Frames, Measure
 from animatediff.data.video import fit_frames
-from animatediff.errors import UserError
+from animatediff.errors import UserError, nearest
 from animatediff.miniature import motions, world
 from animatediff.miniature.heldout import Job, score
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from animatediff.config import nearest
-from animatediff.errors import UserError
+from animatediff.errors import UserError, nearest
 from animatediff.pipelines.method import Method
 from animatediff.tables import Table
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,23 @@ from diffusers.training_utils import EMAModel
 
 from animatediff.config import to_dict
 from animatediff.errors import UserError, one_line
-from animatediff.files import atomic_folder, remove_stale_parts
+from animatediff.files import Keys, atomic_folder, check_object, is_file, remove_stale_parts
 from animatediff.training.config import TrainingConfig
 from animatediff.training.objective import Fingerprint, Objective
 from animatediff.training.optimizer import averaged
 
 _NAME = re.compile(r"step-(\d{8})")
+STATE: Keys = {
+    "step": int,
+    "samples": int,
+    "data": str,
+    "architecture": dict,
+    "weights": dict,
+    "optimizer": dict,
+    "average": dict | None,
+    "scaler": dict | None,
+}
+LATER: Keys = {"clips": str, "settings": dict}  # what the first checkpoints lack
 
 
 @dataclass
@@ -68,14 +80,17 @@ def load_checkpoint(folder: str | Path, progress: Progress, config: TrainingConf
     to another architecture.
     """
     path = Path(folder) / "state.pt"
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"no checkpoint at {folder}; expected a folder with state.pt, such as .../step-00001000")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zip and pickle raise unrelated classes for a damaged file
         raise UserError(f"{path} is damaged ({one_line(error)[:120]}); resume from an older checkpoint") from error
     _check_architecture(path, state, progress.objective.architecture)
-    progress.objective.module.load_state_dict(state["weights"])
+    try:
+        progress.objective.module.load_state_dict(state["weights"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not hold the weights of its architecture ({one_line(error)[:120]})") from error
     _load_optimizer(progress.optimizer, state["optimizer"], path)
     progress.step, progress.samples = state["step"], state["samples"]
     with warnings.catch_warnings(action="ignore"):  # of a schedule that steps before its optimizer: here it must
@@ -116,7 +131,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], pat
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state)
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} was trained with other parts or another optimizer ({one_line(error)})") from error
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
@@ -176,10 +191,8 @@ def _other_data(state: dict[str, Any], found: Fingerprint, folder: str | Path) -
     return [f"the clips are not those that {folder} was trained on; it goes on with the present ones"]
 
 
-def _check_architecture(path: Path, state: dict[str, Any], own: Any) -> None:
-    lacking = {"step", "samples", "data", "architecture", "weights", "optimizer"} - state.keys()
-    if lacking:
-        raise UserError(f"{path} is no checkpoint of train.py: it lacks {sorted(lacking)[0]}")
+def _check_architecture(path: Path, state: Any, own: Mapping[str, Any]) -> None:
+    check_object(state, f"{path}, which is no checkpoint of train.py:", STATE | LATER, required=list(STATE))
     found = state["architecture"]
     for key, value in own.items():
         if found.get(key) != value:
@@ -187,7 +200,7 @@ def _check_architecture(path: Path, state: dict[str, Any], own: Any) -> None:
 
 
 def _difference(key: str, found: Any, own: Any) -> str:
-    if not isinstance(found, dict):
+    if not (isinstance(found, dict) and isinstance(own, dict)):
         return f"{key} {found} there, {own} here; give the same config, or another output"
     part = next(name for name in sorted(found | own) if found.get(name) != own.get(name))
     sizes = [f"{parts[part]} channels" if part in parts else "nothing" for parts in (found, own)]

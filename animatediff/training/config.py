@@ -74,8 +74,9 @@ def training_schema(method: str) -> type[TrainingConfig]:
     for schema in (TrainingConfig, objective_of(method).Keys):
         hints = get_type_hints(schema)
         for entry in fields(schema):
-            kinds[entry.name] = hints[entry.name], field(
-                default_factory=partial(default_of, entry), metadata=entry.metadata
+            kinds[entry.name] = (
+                hints[entry.name],
+                field(default_factory=partial(default_of, entry), metadata=entry.metadata),
             )
     kinds["method"] = str, field(default=method, metadata=TrainingConfig.__dataclass_fields__["method"].metadata)
     kinds.setdefault("weights", (METHODS[method].Files, field(default_factory=METHODS[method].Files)))

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, init_empty_weights
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
 from animatediff.data.latents import Encoder
 from animatediff.data.pairs import PairOrder
 from animatediff.errors import UserError
-from animatediff.files import read_json
+from animatediff.files import keys_of, read_json
 from animatediff.models.adapter import Adapter, EfficientMT, site_paths
 from animatediff.models.unet import VideoUNet, build_unet
 from animatediff.pipelines.backbones.sd15 import Components, load_components, weight_files
@@ -200,7 +200,7 @@ def describe_parameters(keys: EfficientMTKeys, seed: int) -> list[str]:
     if not path.is_file():
         return [f"parameters: unknown until {path} is there"]
     with init_empty_weights():
-        unet = build_unet(read_json(path))
+        unet = build_unet(read_json(path, keys_of(UNet2DConditionModel.__init__)))
         adapter = nn.Module.to(fresh_adapter(unet, keys, seed), "meta")
     parts = trained_parts(keys)
     freeze_untrained(adapter, parts)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from animatediff.config import nearest, option
+from animatediff.config import option
 from animatediff.data.sources import SOURCES
-from animatediff.errors import UserError
+from animatediff.errors import UserError, nearest
 from animatediff.models.adapter import PARTS, SITES
 from animatediff.pipelines.efficientmt.loading import EfficientMTFiles
 from animatediff.pipelines.video import NUM_TRAIN_TIMESTEPS
@@ -22,9 +22,7 @@ LAST = NUM_TRAIN_TIMESTEPS - 1
 class Validation(ValidationConfig):
     """What is looked at while training: the loss on held-out pairs, and clips generated from held-out references."""
 
-    pairs: int = option(
-        8, "pairs of the validation split whose loss is measured", least=0, most=10_000, pixels=False
-    )
+    pairs: int = option(8, "pairs of the validation split whose loss is measured", least=0, most=10_000, pixels=False)
     videos: int = option(2, "of these, how many are also generated", least=0, most=10_000, pixels=False)
     num_inference_steps: int = option(25, "denoising steps", least=1, most=NUM_TRAIN_TIMESTEPS, pixels=False)
     guidance_scale: float = option(6.0, "classifier-free guidance", least=0, most=100, pixels=False)
