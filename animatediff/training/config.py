@@ -30,7 +30,7 @@ class ValidationConfig:
 
 @dataclass
 class TrainingConfig:
-    """The keys of every training run; the defaults are those of EfficientMT's published one (section 4.1).
+    """The keys of every training run.
 
     The run of a method has beside these keys a section `weights` with its Files, and the Keys of its objective.
     """
