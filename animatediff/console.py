@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -9,6 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from types import FrameType
+
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from animatediff.errors import UserError
 
@@ -29,6 +33,7 @@ def run_command(main: Callable[[], int]) -> None:
     UserError becomes one line on stderr and status 2; Ctrl-C one line and status 130, SIGTERM one line and 143.
     Anything else is a defect of ours and keeps its traceback.
     """
+    quiet_libraries()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what a terminal cannot show ends no command
             stream.reconfigure(errors="backslashreplace")
@@ -44,6 +49,16 @@ def run_command(main: Callable[[], int]) -> None:
         print(f"{how}: whatever was finished is kept", file=sys.stderr)
         status = 128 + number
     sys.exit(status)
+
+
+def quiet_libraries() -> None:
+    """Have the libraries say errors only, unless the user asks for more: what must be known, a command says itself."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    for name, module in (("TRANSFORMERS", transformers_logging), ("DIFFUSERS", diffusers_logging)):
+        level = module.log_levels.get(os.environ[f"{name}_VERBOSITY"])
+        if level is not None:
+            module.set_verbosity(level)
 
 
 @contextmanager

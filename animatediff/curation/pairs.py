@@ -205,7 +205,7 @@ def select(
     for source in sources:
         if source.problem is None:
             path = out / "references" / f"{source.group}.mp4"  # anew: the frames that these candidates belong to
-            save_even(path, reference_frames(source, made_with), float(made_with.fps))
+            save_even(path, reference_frames(source, made_with), rate(made_with))
             references[source.group] = path, source.caption
     write_scores(out / SCORES, candidates)
     shown = [column for column in tools.columns if column.key not in ("seconds", "peak_memory")]
@@ -224,6 +224,11 @@ def select(
     print(f"scores: {distribution(made, counted)}")
     print(f"manual pass: open {sheet}, export, and run again with --decisions")
     return 1 if failed else 0
+
+
+def rate(run: Run) -> float:
+    """Frames per second of the references' copies: the candidates', or 8 where these follow their clips."""
+    return 8.0 if isinstance(run.fps, str) else run.fps
 
 
 def measurable(thresholds: Mapping[str, float], candidates: Sequence[Candidate], tools: Tools) -> dict[str, float]:
