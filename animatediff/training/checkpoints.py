@@ -192,7 +192,7 @@ def _other_data(state: dict[str, Any], found: Fingerprint, folder: str | Path) -
 
 
 def _check_architecture(path: Path, state: Any, own: Mapping[str, Any]) -> None:
-    check_object(state, f"{path}, which is no checkpoint of train.py:", STATE | LATER, required=list(STATE))
+    check_object(state, f"{path}, which is no checkpoint of train.py:", {**STATE, **LATER}, required=list(STATE))
     found = state["architecture"]
     for key, value in own.items():
         if found.get(key) != value:
