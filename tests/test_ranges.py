@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 import sys
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from animatediff import miniature
 from animatediff.config import load_config
 from animatediff.curation.pairs import PairsConfig
 from animatediff.errors import UserError
@@ -36,9 +39,11 @@ def schemas(repository: Path) -> Iterator[tuple[str, type]]:
     script = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = script  # dataclasses look their module up
     spec.loader.exec_module(script)
-    for name, kind in vars(script).items():
-        if is_dataclass(kind) and name.endswith("Config"):
-            yield "miniature", kind
+    rooms = [importlib.import_module(f"{miniature.__name__}.{room.name}") for room in iter_modules(miniature.__path__)]
+    for module in (script, *rooms):
+        for name, kind in vars(module).items():
+            if is_dataclass(kind) and name.endswith("Config"):
+                yield "miniature", kind
 
 
 def numbers(schema: type, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:

@@ -169,7 +169,7 @@ def test_processes_wait_for_long_validation_and_cache_filling(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     world = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    for name, value in (world | {"ACCELERATE_USE_CPU": "true"}).items():
+    for name, value in (world | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}).items():
         monkeypatch.setenv(name, str(value))
     build_accelerator(read_config([], settings()))
     try:
