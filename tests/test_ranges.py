@@ -42,7 +42,7 @@ def schemas(repository: Path) -> Iterator[tuple[str, type]]:
     rooms = [importlib.import_module(f"{miniature.__name__}.{room.name}") for room in iter_modules(miniature.__path__)]
     for module in (script, *rooms):
         for name, kind in vars(module).items():
-            if is_dataclass(kind) and name.endswith("Config"):
+            if name.endswith("Config") and is_dataclass(kind) and not kind.__module__.startswith("transformers"):
                 yield "miniature", kind
 
 
