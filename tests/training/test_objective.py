@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import train as program
+from animatediff.command import find
 from animatediff.config import option
 from animatediff.errors import UserError
 from animatediff.pipelines import METHODS
@@ -113,6 +114,7 @@ def test_its_keys_files_and_dry_run(toy: list[str], capsys: pytest.CaptureFixtur
     assert program.main([*toy, "--dry-run"]) == 0
     assert "slope: 4.0" in (printed := capsys.readouterr().out)
     assert printed.endswith("trained: 1 parameter\n")
+    assert find("train").main([*toy, "--dry-run"]) == 0, "as the console command calls it"
     for override, words in (
         ("slope=11", "slope is 11.0, expected -10 to 10"),
         ("slope=0", "nothing would learn"),
