@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 
-from animatediff.config import option
+from animatediff.config import option, part_of
 from animatediff.data.video import FITS
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class Run:
 
     def part(self, kind: type[T]) -> T:
         """The dataclass `kind` filled from this run's keys of the same names: `run.part(Files)`."""
-        return kind(**{entry.name: getattr(self, entry.name) for entry in fields(kind)})  # type: ignore[arg-type]
+        return part_of(self, kind)
 
     @property
     def seed_of_reference(self) -> int:
