@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from diffusers import (
@@ -77,13 +78,13 @@ def published_network() -> CogVideoXTransformer3DModel:
     return network.requires_grad_(False).eval()
 
 
-def tiny(kind: str, seed: int = 0) -> nn.Module:
+def tiny(kind: str, **changes: Any) -> nn.Module:
     """A tiny transformer of a kind (2b, 5b, wan), random and frozen, whose every weight matters."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     if kind == "wan":
-        network = WanTransformer3DModel(**WAN)
+        network = WanTransformer3DModel(**WAN | changes)
     else:
-        network = CogVideoXTransformer3DModel(**COGVIDEOX, use_rotary_positional_embeddings=kind == "5b")
+        network = CogVideoXTransformer3DModel(**COGVIDEOX | changes, use_rotary_positional_embeddings=kind == "5b")
     for parameter in network.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return network.requires_grad_(False).eval()
