@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 
-from animatediff.benchmarks import commands, guidance, memory, phases, report, sampling, training
+from animatediff.benchmarks import command, commands, guidance, memory, phases, report, sampling, training
 from animatediff.benchmarks.networks import SCALES, Setup, random_unet, site_channels, stock_unet
 from animatediff.benchmarks.timing import interleave, isolated, summarise
 from animatediff.errors import UserError
 from animatediff.models import Adapter, EfficientMT, build_unet
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = Setup(scale="tiny", frames=2, height=64, width=64, rounds=1)
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts" / "benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return command
 
 
 def test_all_ways_of_a_step_are_the_same_function():
