@@ -19,7 +19,7 @@ COMMANDS = {  # word -> (where its `main` is, what it does)
     "train": ("train.py", "train a method's adapter"),
     "evaluate": ("animatediff.evaluation.command", "measure outputs: table, JSON, CSV, HTML report"),
     "pairs": ("animatediff.curation.pairs", "make, filter and show training pairs"),
-    "download": ("animatediff.hub", "fetch published weights"),
+    "download": ("animatediff.hub_download", "fetch published weights"),
     "convert": ("animatediff.pipelines.efficientmt.convert", "a published adapter to a folder, and back"),
     "benchmark": ("animatediff.benchmarks.command", "speed and memory as ratios, side by side"),
 }

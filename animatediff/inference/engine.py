@@ -264,6 +264,7 @@ def use_xformers(pipe: Any, device: torch.device) -> list[str]:
         try:
             pipe.enable_xformers_memory_efficient_attention()
         except (NotImplementedError, ValueError, RuntimeError, ImportError) as error:  # diffusers tries it on the spot
+            pipe.disable_xformers_memory_efficient_attention()  # in those that took it before one did not
             why = one_line(error)[:160]
     return [f"attention: {why}; using scaled_dot_product_attention"] if why is not None else []
 

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XFormersAttnProcessor
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -22,6 +23,7 @@ from animatediff.inference import cli, engine
 from animatediff.pipelines.efficientmt import pipeline as efficientmt
 from animatediff.pipelines.efficientmt.loading import EfficientMTFiles as Files
 from animatediff.project import PROJECT, locate
+from tests.pipelines.small import extract, sample, small_pipeline
 
 Command = Callable[..., int]  # the fixture `command`: inference.main with a small configuration
 
@@ -227,14 +229,27 @@ def test_xformers_without_an_operator_falls_back_with_one_line(command: Command,
     assert lines == ["attention: xformers has no operator for cpu here; using scaled_dot_product_attention"]
 
 
-def test_xformers_that_fails_on_this_device_falls_back(monkeypatch, capsys):
-    class Pipeline:
-        def enable_xformers_memory_efficient_attention(self):
-            raise NotImplementedError("No operator found for `memory_efficient_attention_forward`")
+def test_xformers_that_fails_on_this_device_falls_back(monkeypatch):
+    """No operator for the third attention that is asked: the line, and the pipeline samples as before, everywhere."""
+    pipe, asked = small_pipeline(), []
+    reference = extract(pipe)
+    want = sample(pipe, reference)
 
+    def operator(attention: Attention, valid: bool, _op: object = None) -> None:
+        asked.append(valid)
+        if len(asked) == 3:
+            raise NotImplementedError("No operator found for `memory_efficient_attention_forward`")
+        attention.set_processor(XFormersAttnProcessor() if valid else AttnProcessor2_0())
+
+    monkeypatch.setattr(Attention, "set_use_memory_efficient_attention_xformers", operator)
     monkeypatch.setattr(engine, "is_xformers_available", lambda: True)
-    [line] = engine.use_xformers(Pipeline(), torch.device("cuda"))
-    assert "No operator found" in line
+    [line] = engine.use_xformers(pipe, torch.device("cuda"))
+    assert line.startswith("attention: No operator found for")
+    assert line.endswith("using scaled_dot_product_attention")
+    processors = [m.processor for net in (pipe.unet, pipe.vae) for m in net.modules() if isinstance(m, Attention)]
+    assert processors
+    assert not any(isinstance(processor, XFormersAttnProcessor) for processor in processors)
+    assert torch.equal(sample(pipe, reference), want)
 
 
 # What it refuses
