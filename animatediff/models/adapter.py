@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from diffusers import ModelMixin, UNetMotionModel
@@ -134,7 +134,8 @@ def extract(
         raise RuntimeError("the backbone is generating, and the reference pass needs it untouched: extract before or after")
     num_frames = latents.shape[2]
     paths = [path for path, _ in adapter.named_sites()]
-    replaced, conditions = whole_clip_blocks(unet, num_frames), {}
+    replaced = whole_clip_blocks(unet, num_frames)
+    conditions: dict[str, Any] = {}
     if unet.encoder_hid_proj is not None:  # an IP-Adapter, whose image prompt is for generation
         replaced["encoder_hid_proj"], conditions = _NoImage(), {"added_cond_kwargs": {"image_embeds": []}}
     with inject(unet, replaced):

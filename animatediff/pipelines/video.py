@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class OneAtATime(DiffusionPipeline):
     """A pipeline that is one resource: what runs its networks does so inside `exclusive`. `_lock` is made with it."""
 
     _lock: threading.RLock
+    lora_warnings: Sequence[str] = ()  # of the LoRAs that were loaded onto it, one line each
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -47,10 +48,7 @@ class OneAtATime(DiffusionPipeline):
 
 
 class VideoPipeline(OneAtATime, AnimateDiffPipeline):
-    """diffusers' AnimateDiffPipeline whose motion modules live in `unet` only: encoding, decoding, text, offloading.
-
-    One pipeline is one resource: what runs its networks does so inside `exclusive`.
-    """
+    """diffusers' AnimateDiffPipeline whose motion modules live in `unet` only: encoding, decoding, text, offloading."""
 
     def _set_up(self, **components: Any) -> None:
         """Stands for AnimateDiffPipeline's __init__, which would ask for a MotionAdapter. A component may be None."""

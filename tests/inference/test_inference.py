@@ -252,6 +252,25 @@ def test_xformers_that_fails_on_this_device_falls_back(monkeypatch):
     assert torch.equal(sample(pipe, reference), want)
 
 
+def lora(path: Path, *layers: str) -> str:
+    """A LoRA for layers of 32 channels, whether the backbone has them or not."""
+    save_file({f"unet.{layer}.lora_{part}.weight": torch.ones(32, 32) for layer in layers for part in "AB"}, path)
+    return str(path)
+
+
+LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def test_a_lora_that_fits_in_part_is_told_with_the_video(command: Command, tmp_path: Path, capsys):
+    half = lora(tmp_path / "half.safetensors", LAYER, "up_blocks.9.to_q")
+    whole = lora(tmp_path / "whole.safetensors", LAYER)
+    assert command(f"lora_paths=[{half},{whole}]", "lora_scale=[0.1,0.2]") == 0
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "LoRA" in line]
+    told = f"{half}: 1 of 2 layers of this LoRA fitted and are used; this model has no unet.up_blocks.9.to_q"
+    assert told in line
+    assert told in json.loads(Path("outputs/clip/a-red-star-42.json").read_text())["warnings"]
+
+
 # What it refuses
 
 
@@ -290,6 +309,13 @@ BAD_VALUES = [
 @pytest.mark.parametrize(("override", "message"), BAD_VALUES)
 def test_bad_values(command: Command, override: str, message: str):
     refused(command, message, *override.split())
+
+
+def test_loras_that_do_not_fit(command: Command, tmp_path: Path):
+    path = lora(tmp_path / "other.safetensors", "transformer_blocks.0.attn1.to_q")
+    refused(command, f"{path} looks like a LoRA, made for another model: 0 of 1 layers fit", f"lora_paths=[{path}]")
+    message = "lora_scale has 3 numbers for 1 LoRAs; give one, or one for each"
+    refused(command, message, f"lora_paths=[{path}]", "lora_scale=[1,2,3]")
 
 
 def test_bad_flags(command: Command):

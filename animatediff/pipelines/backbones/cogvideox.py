@@ -30,9 +30,9 @@ from animatediff.pipelines.backbones.folders import (
     read_config,
 )
 
-TRANSFORMER = Part("transformer", ("CogVideoXTransformer3DModel",))
-VAE = Part("vae", ("AutoencoderKLCogVideoX",))
-TEXT_ENCODER = Part("text_encoder", ("T5EncoderModel",), TRANSFORMERS_WEIGHTS)
+TRANSFORMER = Part("transformer", CogVideoXTransformer3DModel)
+VAE = Part("vae", AutoencoderKLCogVideoX)
+TEXT_ENCODER = Part("text_encoder", T5EncoderModel, TRANSFORMERS_WEIGHTS)
 PARTS = (TRANSFORMER, VAE, TEXT_ENCODER)
 NAME = "CogVideoX"
 

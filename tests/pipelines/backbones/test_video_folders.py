@@ -194,6 +194,9 @@ class TestBadFolders:
         with pytest.raises(UserError, match="the weights in .*transformer have shapes .* config.json describes"):
             LOADERS[kind](folder)
         edit(folder / "transformer" / "config.json", num_layers="three")
+        with pytest.raises(UserError, match="config.json: num_layers is 'three', expected a whole number"):
+            LOADERS[kind](folder)
+        edit(folder / "transformer" / "config.json", num_layers=3, attention_head_dim=-8)
         with pytest.raises(UserError, match="describes no network that can be built"):
             LOADERS[kind](folder)
 

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from animatediff.errors import UserError
-from animatediff.models.checkpoints import original_adapter_state, read_state_dict
+from animatediff.models.checkpoints import original_adapter_state
+from animatediff.models.weight_files import read_state_dict
 from animatediff.pipelines.backbones.schedulers import SCHEDULERS, build_scheduler
 from animatediff.pipelines.efficientmt.loading import load_pipeline
 from animatediff.pipelines.efficientmt.pipeline import EfficientMTPipeline
