@@ -24,5 +24,6 @@ METHODS = Methods(
     {
         "efficientmt": "animatediff.pipelines.efficientmt.method:METHOD",
         "motionclone": "animatediff.pipelines.motionclone.method:METHOD",
+        "ditflow": "animatediff.pipelines.ditflow.method:METHOD",
     }
 )
