@@ -29,8 +29,19 @@ class MotionModule(AnimateDiffTransformer3D):
             module.add_module(name, child)
         return module
 
-    def forward(self, hidden_states: torch.Tensor, *_: Any, num_frames: int = 1, **__: Any) -> torch.Tensor:
-        """hidden_states ((b f) c h w), f = `num_frames`; returns the same shape and dtype."""
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        timestep: torch.Tensor | None = None,
+        class_labels: torch.Tensor | None = None,
+        num_frames: int = 1,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+    ) -> torch.Tensor:
+        """hidden_states ((b f) c h w), f = `num_frames`; returns the same shape and dtype.
+
+        The signature is the stock module's, whose middle block passes num_frames by position; the rest is unused.
+        """
         height, width = hidden_states.shape[-2:]
         tokens = self.norm(hidden_states)
         tokens = rearrange(tokens, "(b f) c h w -> (b h w) f c", f=num_frames)

@@ -35,7 +35,7 @@ def build_unet(config: Mapping[str, Any]) -> VideoUNet:
     Reads block_out_channels, layers_per_block, cross_attention_dim, attention_head_dim (SD1.5's historical
     spelling of the number of heads) and sample_size, and where given norm_num_groups, norm_eps, in_channels,
     out_channels, down_block_types, up_block_types. Motion modules are those of AnimateDiff v3: one per resnet,
-    none in the middle, eight heads, 32 positions.
+    none in the middle, eight heads, 32 positions; `use_motion_mid_block: True` adds the middle one of AnimateDiff v2.
     """
     options = {
         key: config[key]
@@ -54,7 +54,7 @@ def build_unet(config: Mapping[str, Any]) -> VideoUNet:
         num_attention_heads=config.get("num_attention_heads") or config.get("attention_head_dim", 8),
         motion_num_attention_heads=8,
         motion_max_seq_length=MAX_FRAMES,
-        use_motion_mid_block=False,
+        use_motion_mid_block=bool(config.get("use_motion_mid_block", False)),
     )
 
 
