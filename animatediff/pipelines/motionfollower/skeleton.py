@@ -50,7 +50,7 @@ def draw_skeleton(
     Limbs are ellipses in the shaded wheel, then joints as discs at full colour, then hands. Widths go with the
     shorter side. UserError for arrays of another shape.
     """
-    body, hands = np.asarray(body, dtype=np.float64), [np.asarray(hand, dtype=np.float64) for hand in hands or ()]
+    body, hands = np.asarray(body, np.float64), [np.asarray(hand, np.float64) for hand in (() if hands is None else hands)]
     for name, joints, count in (("body", body, BODY_JOINTS), *(("hand", hand, HAND_JOINTS) for hand in hands)):
         if joints.shape != (count, 2):
             raise UserError(f"the {name} has joints of shape {joints.shape}, expected ({count}, 2): x and y of each")
@@ -113,24 +113,26 @@ def read_skeleton(image: np.ndarray) -> np.ndarray:
     for joint, color in enumerate(WHEEL):
         spots = _spots(image, color)
         if color == HAND_COLOR:
-            spots = [spot for spot in spots if _touches_limb(image, spot, joint)]
+            end = _end_of_limb(image, joint, body)
+            reach = 2 * max(1, round(JOINT_RADIUS * min(image.shape[:2]) / REFERENCE_SIZE))
+            spots = [spot for spot in spots if end is not None and np.linalg.norm(spot[0] - end) <= reach]
         if spots:
             body[joint] = max(spots, key=lambda spot: spot[1])[0]
     return body
 
 
-def _spots(image: np.ndarray, color: tuple[int, int, int], tolerance: int = 24) -> list[tuple[np.ndarray, int]]:
+def _spots(image: np.ndarray, color: tuple[int, ...], tolerance: int = 12) -> list[tuple[np.ndarray, int]]:
     """Middle (x y) and area of each connected spot of one colour."""
     near = (np.abs(image.astype(np.int16) - np.array(color, np.int16)) <= tolerance).all(axis=-1)
     _, _, stats, middles = cv2.connectedComponentsWithStats(near.astype(np.uint8))
     return [(middle, stat[cv2.CC_STAT_AREA]) for middle, stat in zip(middles[1:], stats[1:], strict=True)]
 
 
-def _touches_limb(image: np.ndarray, spot: tuple[np.ndarray, int], joint: int) -> bool:
-    """Whether there is the colour of one of the joint's limbs close by."""
-    reach = 3 * max(1, round(JOINT_RADIUS * min(image.shape[:2]) / REFERENCE_SIZE))
-    x, y = spot[0].astype(int)
-    around = image[max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1]
-    return any(
-        _spots(around, _shaded(WHEEL[k])) for k, limb in enumerate(LIMBS) if joint in limb
-    )
+def _end_of_limb(image: np.ndarray, joint: int, body: np.ndarray) -> np.ndarray | None:
+    """Where the limb to `joint` from a joint found before ends, (x y); None where it is not drawn."""
+    k, start = next((k, a) for k, (a, b) in enumerate(LIMBS) if b == joint)
+    y, x = np.nonzero((image == np.array(_shaded(WHEEL[k]))).all(axis=-1))
+    if np.isnan(body[start]).any() or not len(x):
+        return None
+    pixels = np.stack([x, y], axis=-1)
+    return pixels[np.linalg.norm(pixels - body[start], axis=-1).argmax()]
