@@ -37,7 +37,14 @@ LIMB_PARTS = (
     *((LEFT_ELBOW, LEFT_WRIST), (RIGHT_HIP, RIGHT_KNEE), (RIGHT_KNEE, RIGHT_ANKLE)),
     *((LEFT_HIP, LEFT_KNEE), (LEFT_KNEE, LEFT_ANKLE)),
 )
+PART_BONES = {
+    "head": HEAD_BONES,
+    **{f"limb {i}": (bone,) for i, bone in enumerate(LIMB_PARTS)},
+    "torso": tuple(zip(TORSO, (*TORSO[1:], TORSO[0]), strict=True)),
+}
+SHORT_PARTS = ("head", "limb 0", "limb 1", "limb 2", "limb 3")  # head and arms
 MARGIN = 0.5  # of each side, by which a mask that the frame cuts is continued
+REACH = 0.25  # of the torso's length: how far arms and head go on beyond the frame; legs and torso go on to the end
 INNER = 0.9  # share of the mask's inner distance that discs along a bone take
 CLOSING = 0.03  # of the height: the ellipse that closes gaps
 MEDIAN_FRAMES = 3
@@ -83,17 +90,13 @@ def split_parts(mask: np.ndarray, joints: np.ndarray) -> dict[str, np.ndarray]:
 
     Every pixel belongs to the part that is nearest; inside the polygon of the torso that is the torso.
     """
-    shapes = {"head": [joints[list(bone)] for bone in HEAD_BONES]}
-    shapes |= {f"limb {i}": [joints[list(bone)]] for i, bone in enumerate(LIMB_PARTS)}
-    around = [joints[[a, b]] for a, b in zip(TORSO, (*TORSO[1:], TORSO[0]), strict=True)]
-    shapes["torso"] = around
     y, x = np.nonzero(mask)
     pixels = np.stack([x, y], axis=-1).astype(np.float32)  # n x y
     distances: dict[str, np.ndarray] = {}
-    for name, segments in shapes.items():
-        seen = [segment for segment in segments if np.isfinite(segment).all()]
+    for name, bones in PART_BONES.items():
+        seen = [joints[list(bone)] for bone in bones if np.isfinite(joints[list(bone)]).all()]
         if seen:
-            distances[name] = np.min([_distance(pixels, *segment) for segment in seen], axis=0)
+            distances[name] = np.min([_distance(pixels, *bone) for bone in seen], axis=0)
     polygon = joints[list(TORSO)]
     if "torso" in distances and np.isfinite(polygon).all():
         filled = cv2.fillPoly(np.zeros(mask.shape, np.uint8), [np.round(polygon).astype(np.int32)], 1)
@@ -145,7 +148,23 @@ class _Source:
         self.mask = np.pad(mask, [(side, side) for side in self.margin], mode="edge")
         self.joints = joints + self.margin[::-1]
         self.parts = split_parts(self.mask, self.joints)
+        for name in SHORT_PARTS:
+            self._shorten(name)
         self.inner = cv2.distanceTransform(self.mask.astype(np.uint8), cv2.DIST_L2, 5)
+
+    def _shorten(self, name: str) -> None:
+        """Let a part end REACH beyond its bones where it lies outside the frame."""
+        torso = np.linalg.norm(self.joints[NECK] - self.joints[[RIGHT_HIP, LEFT_HIP]].mean(axis=0))
+        if name not in self.parts or np.isnan(torso):
+            return
+        (top, left), part = self.margin, self.parts[name]
+        outside = part.copy()
+        outside[top : top + self.size[0], left : left + self.size[1]] = False
+        y, x = np.nonzero(outside)
+        pixels = np.stack([x, y], axis=-1).astype(np.float32)
+        bones = [self.joints[list(bone)] for bone in PART_BONES[name]]
+        near = np.min([_distance(pixels, *bone) for bone in bones if np.isfinite(bone).all()], axis=0)
+        part[y[near > REACH * torso], x[near > REACH * torso]] = False
 
     def torso_scale(self, target: np.ndarray) -> float:
         """By how much the torso grows towards target joints (18 2) of the larger picture; 1 where it is not seen."""
