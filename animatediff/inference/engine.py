@@ -21,6 +21,7 @@ from animatediff.data.video import fit_frames, read_frames, resolve_size
 from animatediff.errors import UserError, one_line
 from animatediff.inference.run import (
     check,
+    completed,
     lay_over,
     missing_weights,
     reference_key,
@@ -61,6 +62,7 @@ class Result:
     warnings: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     peak_memory: int | None = None
+    others: Mapping[str, np.ndarray] = field(default_factory=dict)  # videos beside it, by name
 
 
 class Engine:
@@ -108,7 +110,7 @@ class Engine:
 
     def resolve(self, job: Job) -> Run:
         """The whole run of a job. UserError for keys that do not exist or that loading has fixed."""
-        return job if isinstance(job, Run) else lay_over(self.run, job, "the job")
+        return completed(job if isinstance(job, Run) else lay_over(self.run, job, "the job"))
 
     def extract(self, job: Job, frames: np.ndarray | None = None) -> Extracted:
         """The motion of the job's reference; one extracted before is not extracted again.
@@ -152,7 +154,7 @@ class Engine:
             height, width = extracted.pixels.shape[1:3]
             inputs, warnings = self._inputs(run, height, width)
             sized = {"num_frames": len(extracted.pixels), "height": height, "width": width}
-            frames = self.method.generate(
+            made = self.method.generate(
                 pipe,
                 extracted.motion,
                 inputs,
@@ -161,6 +163,7 @@ class Engine:
                 torch.Generator().manual_seed(run.seed),
                 on_step or _ignore,
             )
+            frames, others = made if isinstance(made, tuple) else (made, {})
             if not np.isfinite(frames).all():
                 raise UserError(
                     f"sampling gave NaN in {run.dtype}; use dtype=fp32 or dtype=bf16, or a lower guidance_scale"
@@ -173,6 +176,7 @@ class Engine:
                 (*extracted.warnings, *warnings, *notes),
                 self.method.facts(pipe, extracted.motion),
                 peak_memory(self.device),
+                others,
             )
 
     def _load(self) -> Any:
@@ -231,10 +235,13 @@ class Engine:
                 warnings += said
                 continue
             clip = read_frames(value, run.num_frames)
+            warnings += clip.warnings
+            if given.raw:
+                found[given.key] = torch.from_numpy(clip.frames)
+                continue
             frames = fit_frames(clip.frames, height, width, run.fit)
             masks = (frames.mean(1, keepdim=True) > 0).float()  # f 3 h w -> f 1 h w
             found[given.key] = masks if given.kind == "masks" else frames
-            warnings += clip.warnings
         return found, warnings
 
 

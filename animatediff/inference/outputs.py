@@ -31,6 +31,8 @@ def write(job: Job, result: Result) -> None:
         save_frames(job.frames, pixels)
     if run.side_by_side:
         save_video(job.beside, side_by_side(result.reference.pixels, pixels), fps)
+    for name, frames in result.others.items():
+        save_video(job.output.with_stem(f"{job.output.stem}-{name}"), (frames * 255).astype(np.uint8), fps)
     write_json(job.sidecar, sidecar(job, result, pixels.shape))
 
 

@@ -19,7 +19,7 @@ OnStep = Callable[[int, int, torch.Tensor], None]  # (step from 0, steps, latent
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 4096  # pixels
 UNTRAINED = "UNTRAINED"  # the sidecar's field that says that weights are random
-INPUT_KINDS = ("images", "video", "masks")
+INPUT_KINDS = ("images", "video", "masks", "folder")
 SCHEDULER_NAMES = ("ddim", "pndm", "euler", "euler_ancestral", "dpmsolver++")
 
 
@@ -86,13 +86,15 @@ class Input:
     """What a job brings beside clip and prompt: a key at the top level, read before the method sees it.
 
     kind: images, a list of image files, read as float (n 3 h w) in [0, 1]; video, a file or folder, as float
-    (f 3 h w) in [-1, 1]; masks, a file or folder, as float (f 1 h w), 0 or 1; each at the run's size.
+    (f 3 h w) in [-1, 1]; masks, a file or folder, as float (f 1 h w), 0 or 1; each at the run's size. raw: a video
+    or masks handed over as they are read, uint8 (f h w 3). folder: a path that stands for other keys (see `complete`).
     """
 
     key: str
     kind: str
     required: bool = False
     help: str = ""
+    raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,9 @@ class Method(Protocol):
 
     A method may also have: `limits` {common key: (least, most)}, tighter ranges; `unused`, the common keys that it has
     no use for, refused where they are set; `aliases` {other programs' key: key or section.key}; `renamed` {a key's old
-    name: its new one}, refused with the new one; `notes(pipe, run) -> list[str]`, warnings about one run.
+    name: its new one}, refused with the new one; `notes(pipe, run) -> list[str]`, warnings about one run;
+    `complete(run) -> Run`, a copy whose keys that follow from others are filled in; `names(run) -> (folder, stem)`, what
+    outputs are called after, where that is not the reference's name and the prompt.
     """
 
     name: str  # the YAML section and the folder
@@ -152,8 +156,11 @@ class Method(Protocol):
         settings: Any,
         rng: torch.Generator,
         on_step: OnStep,
-    ) -> np.ndarray:
-        """The new video (f h w 3) in [0, 1]. `on_step` follows every step; an exception raised in it ends the run."""
+    ) -> np.ndarray | tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The new video (f h w 3) in [0, 1], or that and others by name, which are written beside it.
+
+        `on_step` follows every step; an exception raised in it ends the run.
+        """
 
     def facts(self, pipe: Any, reference: Any) -> dict[str, Any]:
         """Extra fields of the sidecar; `reference` is None before there is one."""

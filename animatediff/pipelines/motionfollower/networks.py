@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import T2IAdapter, UNetMotionModel
+from diffusers import ConfigMixin, ModelMixin, T2IAdapter, UNetMotionModel
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import Attention
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from einops import rearrange
@@ -29,12 +30,23 @@ PIXELS_PER_LATENT = 8  # of both controllers and of the VAE
 _ADAPTER_PREFIX = "appearance_adapter."
 
 
+class PoseController(ControlNetConditioningEmbedding, ModelMixin, ConfigMixin):
+    """diffusers' condition embedding as a model of its own: skeletons (f 3 H W) in [0, 1] -> (f c H/8 W/8)."""
+
+    @register_to_config
+    def __init__(self, out_channels: int = 320, channels: Sequence[int] = (16, 32, 96, 256)) -> None:
+        """UserError where the number of `channels` does not give 1/8."""
+        if len(channels) != 1 + round(math.log2(PIXELS_PER_LATENT)):
+            raise UserError(f"the pose controller has widths {tuple(channels)}, expected four of them, which give 1/8")
+        super().__init__(out_channels, 3, tuple(channels))
+
+
 @dataclass(frozen=True)
 class Networks:
     """The three networks of one model; all frozen, all of one dtype."""
 
     unet: VideoUNet
-    pose_controller: ControlNetConditioningEmbedding
+    pose_controller: PoseController
     appearance_controller: T2IAdapter
 
 
@@ -51,17 +63,12 @@ def build_networks(config: Mapping[str, Any], pose_channels: Sequence[int] = (16
     return networks
 
 
-def build_pose_controller(
-    out_channels: int, channels: Sequence[int] = (16, 32, 96, 256)
-) -> ControlNetConditioningEmbedding:
-    """A fresh pose controller: skeletons (f 3 H W) in [0, 1] -> (f out_channels H/8 W/8), zero until trained.
+def build_pose_controller(out_channels: int, channels: Sequence[int] = (16, 32, 96, 256)) -> PoseController:
+    """A fresh pose controller, which gives zeros until it is trained.
 
-    `load_state_dict` takes the published poctr.pth's keys where out_channels is 320. UserError where the number of
-    `channels` does not give 1/8.
+    `load_state_dict` takes the published poctr.pth's keys where out_channels is 320. UserError as for the class.
     """
-    if len(channels) != 1 + round(math.log2(PIXELS_PER_LATENT)):
-        raise UserError(f"the pose controller has widths {tuple(channels)}, expected four of them, which give 1/8")
-    return ControlNetConditioningEmbedding(out_channels, 3, tuple(channels))
+    return PoseController(out_channels, tuple(channels))
 
 
 def build_appearance_controller(channels: Sequence[int]) -> T2IAdapter:
@@ -106,7 +113,7 @@ def load_original_networks(
     )
 
 
-def pose_features(controller: ControlNetConditioningEmbedding, poses: torch.Tensor) -> torch.Tensor:
+def pose_features(controller: PoseController, poses: torch.Tensor) -> torch.Tensor:
     """Skeletons (f 3 H W) in [0, 1] -> (1 c f h w) in the controller's dtype, frame by frame."""
     weight = controller.conv_in.weight
     return rearrange(controller(poses.to(weight)), "f c h w -> 1 c f h w")

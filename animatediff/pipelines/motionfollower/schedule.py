@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from animatediff.errors import UserError
-from animatediff.pipelines.video import BETAS, TRAINING_STEPS
+from animatediff.pipelines.video import BETAS, NUM_TRAIN_TIMESTEPS
 
 PUBLISHED_STEPS = 50
 THRESHOLDS = (10, 20, 30)  # steps of the published 50 at which the rules change
@@ -34,7 +34,7 @@ def build_scheduler() -> DDIMScheduler:
     """DDIM on linear betas rescaled to zero terminal SNR, v-prediction, trailing timesteps (Lin et al. 2023)."""
     return DDIMScheduler(
         **BETAS,
-        num_train_timesteps=TRAINING_STEPS,
+        num_train_timesteps=NUM_TRAIN_TIMESTEPS,
         clip_sample=False,
         set_alpha_to_one=True,
         steps_offset=1,
@@ -47,8 +47,8 @@ def build_scheduler() -> DDIMScheduler:
 @cache
 def timesteps(num_inference_steps: int) -> tuple[int, ...]:
     """The timesteps of a run, descending from 999. UserError for a number of steps that no run can have."""
-    if not 1 <= num_inference_steps <= TRAINING_STEPS:
-        raise UserError(f"num_inference_steps is {num_inference_steps}, expected 1 to {TRAINING_STEPS}")
+    if not 1 <= num_inference_steps <= NUM_TRAIN_TIMESTEPS:
+        raise UserError(f"num_inference_steps is {num_inference_steps}, expected 1 to {NUM_TRAIN_TIMESTEPS}")
     scheduler = build_scheduler()
     scheduler.set_timesteps(num_inference_steps)
     return tuple(scheduler.timesteps.tolist())
@@ -84,7 +84,7 @@ def rules_at(i: int, num_inference_steps: int, guidance_strength: float, step_sc
     guided = guidance_strength != 0 and i < third and (i < first or i % 2 == 0)
     return StepRules(
         timestep=timestep,
-        previous=timestep - TRAINING_STEPS // num_inference_steps,
+        previous=timestep - NUM_TRAIN_TIMESTEPS // num_inference_steps,
         guided=guided,
         noisy=first < i < second,
         late=i >= second,
