@@ -48,7 +48,6 @@ REACH = 0.25  # of the torso's length: how far arms and head go on beyond the fr
 INNER = 0.9  # share of the mask's inner distance that discs along a bone take
 CLOSING = 0.03  # of the height: the ellipse that closes gaps
 MEDIAN_FRAMES = 3
-JOINTS_INSIDE = 0.9  # share of a frame's joints that a person's mask must hold
 
 Matrix = np.ndarray  # (2 3): x' = M [x, y, 1]
 
@@ -69,10 +68,14 @@ def predict_masks(masks: np.ndarray, source: np.ndarray, target: np.ndarray) -> 
 
 
 def share_inside(mask: np.ndarray, keypoints: np.ndarray) -> float:
-    """The share of the seen body joints (of 60 3) inside the frame that lie in a mask (H W); NaN where none is seen."""
+    """The share of the body joints seen (of 60 3) that lie in a mask (H W), of those in the frame; NaN without any."""
     joints = positions(keypoints[None])[0, :BODY_JOINTS]
-    joints = joints[np.isfinite(joints).all(axis=-1)]
-    places = np.floor(joints).astype(int)
+    return points_inside(mask, joints[np.isfinite(joints).all(axis=-1)])
+
+
+def points_inside(mask: np.ndarray, points: np.ndarray) -> float:
+    """The share of points (n 2) that lie in a mask (H W), of those in the frame; NaN where none does."""
+    places = np.floor(points).astype(int)
     height, width = mask.shape
     places = places[((places >= 0) & (places < (width, height))).all(axis=-1)]
     return float(np.asarray(mask, bool)[places[:, 1], places[:, 0]].mean()) if len(places) else float("nan")

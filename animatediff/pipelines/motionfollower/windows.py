@@ -62,3 +62,16 @@ class Blend:
     def mean(self, name: str) -> torch.Tensor | None:
         """The whole clip's; None where no window gave any."""
         return self.sums.get(name)
+
+
+def free_noise(noise: torch.Tensor, length: int, overlap: int, generator: torch.Generator | None) -> torch.Tensor:
+    """Initial noise (1 c f h w) whose windows share their frames' noise in other orders (Qiu et al. 2023, FreeNoise).
+
+    The frames that a window adds take those of the window before it, shuffled. A clip of one window is as it was.
+    """
+    noise, stride = noise.clone(), length - overlap
+    for start in range(length, noise.shape[2], stride):
+        order = torch.randperm(stride, generator=generator) + start - length
+        count = min(stride, noise.shape[2] - start)
+        noise[:, :, start : start + count] = noise[:, :, order[:count]]
+    return noise
