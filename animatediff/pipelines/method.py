@@ -114,8 +114,8 @@ class Method(Protocol):
     A method may also have: `limits` {common key: (least, most)}, tighter ranges; `unused`, the common keys that it has
     no use for, refused where they are set; `aliases` {other programs' key: key or section.key}; `renamed` {a key's old
     name: its new one}, refused with the new one; `notes(pipe, run) -> list[str]`, warnings about one run;
-    `complete(run) -> Run`, a copy whose keys that follow from others are filled in; `names(run) -> (folder, stem)`, what
-    outputs are called after, where that is not the reference's name and the prompt.
+    `complete(run) -> Run`, a copy whose keys that follow from others are filled in; `names(run) -> (folder, stem)`,
+    what outputs are called after, where that is not the reference's name and the prompt.
     """
 
     name: str  # the YAML section and the folder

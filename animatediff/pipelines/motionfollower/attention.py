@@ -1,4 +1,4 @@
-"""Camera mode: the edited video's self-attention also looks at the source's background (arXiv 2405.20325, section 3.3).
+"""Camera mode: the edited video's self-attention also looks at the source's background (arXiv 2405.20325).
 
 The keys and values of the reconstruction of the same step are appended to the edit's own; what the source's person
 covers in the one and what the edited person does not cover in the other is multiplied by zero.
@@ -62,7 +62,7 @@ def attend_with_background(
 
 @contextmanager
 def record_background(unet: UNetMotionModel, active: bool = True) -> Iterator[KeysValues]:
-    """Yield what fills, while `unet` runs on the reconstruction, with the keys and values of the up blocks' attention."""
+    """Yield what fills with keys and values of the up blocks' self-attention while the reconstruction runs."""
     attentions = spatial_attentions(unet, "attn1", ("up_blocks",)) if active else {}
     sides = {f"{path}.{side}": getattr(a, side) for path, a in attentions.items() for side in ("to_k", "to_v")}
     with capture(sides) as outputs:

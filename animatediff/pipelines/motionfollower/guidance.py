@@ -1,4 +1,4 @@
-"""The score guidance: what pulls the edited person and background to the source's (arXiv 2405.20325, section 3.3).
+"""The score guidance: what pulls the edited person and background to the source's (arXiv 2405.20325).
 
 Features of the edit, E, are compared with those of the reconstruction, R, inside regions made of the two masks. All
 is computed at the features' own size: a region of the (2h, 2w) grid enters as the number of its cells under each.
@@ -52,7 +52,7 @@ def guidance_losses(
     complement: float = 1.2,
     regions: str = "published",
 ) -> Losses:
-    """The losses of foreground and background (equations 6 to 10 of the paper), two float32 scalars.
+    """The losses of foreground and background, two float32 scalars.
 
     edit, reference: features (1 c f h w) of some sizes, the largest being half the grid of the masks; masks (f 1 H W)
     in [0, 1]. A frame in which a region of a term is empty leaves that term's mean; where it is empty in all frames
@@ -62,7 +62,9 @@ def guidance_losses(
     if regions not in REGIONS:
         raise UserError(f"regions is '{regions}', expected one of {', '.join(REGIONS)}")
     grid = (2 * max(e.shape[-2] for e in edit), 2 * max(e.shape[-1] for e in edit))
-    source, target = (functional.interpolate(m.float(), grid, mode="nearest") > 0.5 for m in (source_masks, target_masks))
+    source, target = (
+        functional.interpolate(m.float(), grid, mode="nearest") > 0.5 for m in (source_masks, target_masks)
+    )
     left_free, background = source & ~target, ~source & ~target
     near, apart = (left_free, background) if regions == "published" else (background, left_free)
     loss_fg = loss_bg = edit[0].new_zeros((), dtype=torch.float32)

@@ -116,7 +116,7 @@ def split_parts(mask: np.ndarray, joints: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> Matrix | None:
-    """The similarity that takes points (n 2) best onto others, by least squares; None for fewer than two seen in both."""
+    """The similarity that takes points (n 2) onto others by least squares; None for fewer than two seen in both."""
     both = np.isfinite(source).all(axis=-1) & np.isfinite(target).all(axis=-1)
     if both.sum() < 2:
         return None
@@ -236,7 +236,7 @@ def _discs(union: np.ndarray, source: _Source, here: np.ndarray, there: np.ndarr
         radius = INNER * source.inner[y, x] * scale
         if radius >= 1:
             middle = np.clip(there[0] + share * (there[1] - there[0]), -32000, 32000)
-            cv2.circle(union, (int(middle[0]), int(middle[1])), int(round(radius)), 1, thickness=-1)
+            cv2.circle(union, (int(middle[0]), int(middle[1])), round(float(radius)), 1, thickness=-1)
 
 
 def _closed(union: np.ndarray, height: int) -> np.ndarray:

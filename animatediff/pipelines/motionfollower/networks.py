@@ -1,4 +1,4 @@
-"""MotionFollower's networks (Tu et al., arXiv 2405.20325, section 3.2), their published files, and their forwards.
+"""MotionFollower's networks (Tu et al., arXiv 2405.20325), their published files, and their forwards.
 
 A video UNet denoises; a pose controller adds the skeletons after its first convolution; an appearance controller adds
 the source frames to its down blocks. Cross-attention sees one token per frame, the CLIP embedding of the source frame.

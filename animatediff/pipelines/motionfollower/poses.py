@@ -82,9 +82,10 @@ def align(
     """The driving person's keypoints (f 60 3) on the source person's body and place, in the source's pixels.
 
     source, driving: keypoints (f 60 3) of clips whose frames belong together. size, driving_size: (H, W) of each
-    (None: the same), where bones that end at the edge are cut and say nothing about lengths. root: how the body moves through the picture, as the `driving` person from where the source stands first, or as the
-    `source`. proportions: bones take the source's lengths; without, all is one similarity. UserError where no torso
-    is seen in either clip, and for other words.
+    (None: the same); bones that end at the edge are cut and say nothing about lengths. root: how the body moves
+    through the picture: as the `driving` person from where the source stands first, or as the `source`. proportions:
+    bones take the source's lengths; without, all is one similarity. UserError where no torso is seen in either clip,
+    and for other words.
     """
     if root not in ROOTS:
         raise UserError(f"root is '{root}', expected one of {', '.join(ROOTS)}")
@@ -157,12 +158,12 @@ def _uncut(joints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Joints (f n 2) without those at the edge of the frame or outside, where detectors put what they cannot see."""
     margin = EDGE * min(size)
     with np.errstate(invalid="ignore"):
-        inside = ((joints >= margin) & (joints < np.subtract(size[::-1], margin))).all(axis=-1)
-    return np.where(inside[..., None], joints, np.nan)
+        inside = np.all((joints >= margin) & (joints < np.subtract(size[::-1], margin)), axis=-1, keepdims=True)
+    return np.where(inside, joints, np.nan)
 
 
 def _root(own: np.ndarray, other: np.ndarray) -> int:
-    """The joint to place: the middle of the hips where both clips show it at least as often as the neck, else the neck."""
+    """The joint to place: the middle of the hips where both clips show it as often as the neck, else the neck."""
     seen = {joint: [np.isfinite(joints[:, joint, 0]).mean() for joints in (own, other)] for joint in (MID_HIP, NECK)}
     better = all(hip >= neck for hip, neck in zip(seen[MID_HIP], seen[NECK], strict=True))
     return MID_HIP if better else NECK
@@ -223,7 +224,7 @@ def _in_frame(joints: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Joints (f 60 2) that the frame shows: inside it, or at the far end of a limb that begins inside."""
     height, width = size
     with np.errstate(invalid="ignore"):
-        inside = ((joints >= 0) & (joints < (width, height))).all(axis=-1)
+        inside = np.logical_and(joints >= 0, joints < (width, height)).min(axis=-1)
     kept = inside.copy()
     for joint, parent in PARENTS.items():
         if parent != MID_HIP and joint < BODY_JOINTS:

@@ -249,7 +249,6 @@ def _edit(
         unet, reconstruction.background, *masks, tuple(latents.shape[-2:]), options.mask_attention
     )
     compared = reconstruction.features
-    rest = (run.guidance_strength, options.weights, options.regions)
     g = None
     if compared is not None and (attentions or options.estimator is not None):
         estimator = options.estimator or run.networks
@@ -266,7 +265,9 @@ def _edit(
     with conditioned(unet, window.vectors, pose, appearance, options.pose_scale, attentions):
         if compared is not None and g is None:
             with checkpointed(run.networks, options.gradient_checkpointing):
-                v_cond, g = velocity_and_guidance(run.networks, latents, t, compared, *masks, *rest)
+                v_cond, g = velocity_and_guidance(
+                    run.networks, latents, t, compared, *masks, run.guidance_strength, options.weights, options.regions
+                )
         else:
             v_cond = velocity(unet, latents, t)
     v0 = v_cond if v_uncond is None else v_uncond + run.guidance_scale * (v_cond - v_uncond)
@@ -280,9 +281,7 @@ def _back_up(run: _Run, starts: list[int], length: int, latents: torch.Tensor, r
     for start in starts:
         window = run.window(start, start + length)
         conditions = window.conditions
-        with conditioned(
-            unet, window.vectors, conditions.target_pose, conditions.appearance, run.options.pose_scale
-        ):
+        with conditioned(unet, window.vectors, conditions.target_pose, conditions.appearance, run.options.pose_scale):
             blend.add("plain", start, velocity(unet, latents[:, :, start : start + length], t))
     plain = blend.mean("plain")
     assert plain is not None
@@ -330,7 +329,7 @@ def _noise(
 
 @contextmanager
 def checkpointed(networks: Networks, active: bool = True) -> Iterator[None]:
-    """Inside the block forwards with gradient keep less and compute it again in the backward pass, which belongs inside."""
+    """Inside the block forwards keep less for the backward pass, which belongs inside, and compute it again there."""
     unet = networks.unet
     if not active or unet.is_gradient_checkpointing:
         yield

@@ -1,4 +1,4 @@
-"""The noise schedule and what happens at which step of an edit (MotionFollower, arXiv 2405.20325, section 3.3)."""
+"""The noise schedule and what happens at which step of an edit (MotionFollower, arXiv 2405.20325)."""
 
 from __future__ import annotations
 

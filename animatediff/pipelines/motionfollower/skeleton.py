@@ -50,7 +50,10 @@ def draw_skeleton(
     Limbs are ellipses in the shaded wheel, then joints as discs at full colour, then hands. Widths go with the
     shorter side. UserError for arrays of another shape.
     """
-    body, hands = np.asarray(body, np.float64), [np.asarray(hand, np.float64) for hand in (() if hands is None else hands)]
+    body, hands = (
+        np.asarray(body, np.float64),
+        [np.asarray(hand, np.float64) for hand in (() if hands is None else hands)],
+    )
     for name, joints, count in (("body", body, BODY_JOINTS), *(("hand", hand, HAND_JOINTS) for hand in hands)):
         if joints.shape != (count, 2):
             raise UserError(f"the {name} has joints of shape {joints.shape}, expected ({count}, 2): x and y of each")
@@ -80,7 +83,8 @@ def _shaded(color: tuple[int, int, int]) -> tuple[int, ...]:
 
 def _hue(hue: float) -> tuple[float, ...]:
     """The colour of a hue in [0, 1), red and blue exchanged as in the wheel."""
-    return tuple(255 * part for part in colorsys.hsv_to_rgb(hue, 1.0, 1.0))[::-1]
+    red, green, blue = (255 * part for part in colorsys.hsv_to_rgb(hue, 1.0, 1.0))
+    return blue, green, red
 
 
 def _ellipse(start: np.ndarray, end: np.ndarray, half_width: int) -> np.ndarray:
@@ -89,7 +93,7 @@ def _ellipse(start: np.ndarray, end: np.ndarray, half_width: int) -> np.ndarray:
     middle, (dx, dy) = (start + end) / 2, start - end
     axes = (int(math.hypot(dx, dy) / 2), half_width)
     center = (int(middle[0]), int(middle[1]))
-    return cv2.ellipse2Poly(center, axes, int(math.degrees(math.atan2(dy, dx))), 0, 360, 1)
+    return np.asarray(cv2.ellipse2Poly(center, axes, int(math.degrees(math.atan2(dy, dx))), 0, 360, 1))
 
 
 def _disc(canvas: np.ndarray, joint: np.ndarray, radius: int, color: tuple[int, ...]) -> None:

@@ -64,7 +64,9 @@ def write_weights(folder, states):
         (base / name).mkdir(parents=True)
     spatial, motion, appearance = split(states["unet"])
     write_json(base / "unet" / "config.json", TINY)
-    torch.save({key: torch.zeros_like(value) for key, value in spatial.items()}, base / "unet" / "diffusion_pytorch_model.bin")
+    torch.save(
+        {key: torch.zeros_like(value) for key, value in spatial.items()}, base / "unet" / "diffusion_pytorch_model.bin"
+    )
     vision = CLIPVisionConfig(
         hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14,
         projection_dim=64,

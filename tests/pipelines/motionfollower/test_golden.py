@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 from einops import rearrange
+from safetensors import safe_open
 
 from animatediff.models.hooks import capture
 from animatediff.pipelines.motionfollower import (
@@ -18,7 +19,6 @@ from animatediff.pipelines.motionfollower import (
     step,
 )
 from animatediff.pipelines.motionfollower.schedule import timesteps, variance
-from safetensors import safe_open
 from tests.goldens import MOTIONFOLLOWER, fill, golden
 
 EXACT, GRADIENT = 1e-5, 1e-4
@@ -144,7 +144,9 @@ RUNS = {
 @pytest.mark.parametrize(
     ("run", "i"),
     [
-        *(("loop_plain", i) for i in (0, 10, 12, 21, 22, 49)),  # zero SNR, the last full one, noise, plain, repeats, end
+        *(
+            ("loop_plain", i) for i in (0, 10, 12, 21, 22, 49)
+        ),  # zero SNR, the last full one, noise, plain, repeats, end
         *(("loop_camera", i) for i in (20, 22, 30)),
         ("loop_unguided", 11),
     ],
@@ -152,9 +154,7 @@ RUNS = {
 def test_one_step_of_both_branches(run, i, networks, conditions, stored, error):
     latents = value(f"{run}.before.{i}") if i else value("inputs.latents_init")
     noise = value(f"inputs.sde_noise.{i}") if i in (11, 12) else None
-    edit, reference = step(
-        networks, i, latents, value(f"inputs.reference.{i}"), conditions, noise=noise, **RUNS[run]
-    )
+    edit, reference = step(networks, i, latents, value(f"inputs.reference.{i}"), conditions, noise=noise, **RUNS[run])
     assert error(edit, f"{run}.after.{i}") < EXACT
     if f"inputs.reference.{i + 1}" in stored:
         assert error(reference, f"inputs.reference.{i + 1}") < EXACT

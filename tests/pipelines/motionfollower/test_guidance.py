@@ -92,7 +92,7 @@ def test_a_frame_without_a_region_leaves_the_mean(problem):
 
 @pytest.mark.parametrize("masks", [(0, 0), (1, 1), (0, 1), (1, 0)])
 def test_regions_empty_everywhere_give_finite_losses(problem, masks):
-    edit, reference, source, target = problem
+    edit, reference, source, _ = problem
     losses = guidance_losses(edit, reference, *(torch.full_like(source, value) for value in masks))
     assert (losses[0] == 0) == (0 in masks)  # one of the two persons is nowhere
     gradients = torch.autograd.grad(sum(losses), edit)

@@ -55,7 +55,10 @@ def test_files_in_any_split_later_ones_win(states, networks):
     [
         (lambda s, m, a: [s, m], r"a\.pth \+ b\.pth hold no appearance_adapter"),
         (lambda s, m, a: [s, a], r"lacks .*motion_modules"),
-        (lambda s, m, a: [s | m | a, {"text_model.embeddings.weight": torch.zeros(1)}], r"b\.pth has unknown key text_"),
+        (
+            lambda s, m, a: [s | m | a, {"text_model.embeddings.weight": torch.zeros(1)}],
+            r"b\.pth has unknown key text_",
+        ),
         (lambda s, m, a: [s | m | a, {"conv_in.weight": torch.zeros(1, 2)}], r"conv_in\.weight of shape \[1, 2\], exp"),
         (
             lambda s, m, a: [s | m, dict(list(a.items())[1:])],
