@@ -306,12 +306,12 @@ def _from_text(kinds: tuple[Any, ...], text: str, source: str, name: str) -> Any
         if text.lower() not in _BOOLEANS:
             raise UserError(f"bad value in {source}: {name} is '{text}', expected true or false")
         return _BOOLEANS[text.lower()]
-    if str in kinds:  # float | str: a number where it reads as one
+    if float in kinds:
         try:
-            return float(text)
+            return float(re.sub(r"^([+-]?)\.(?=inf$|nan$)", r"\1", text.lower()))
         except ValueError:
-            return _literal(text, source, name)
-    return _escaped(text)
+            pass
+    return _literal(text, source, name) if str in kinds else _escaped(text)
 
 
 def _has_type(kind: Any, value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _PACKAGE = Path(__file__).resolve().parent
-INSTALLED = _PACKAGE / "project"  # where a wheel puts configs/, models/miniature and assets/
+INSTALLED = _PACKAGE / "share"  # where a wheel puts configs/, models/miniature and assets/
 PROJECT = INSTALLED if INSTALLED.is_dir() else _PACKAGE.parent
 
 

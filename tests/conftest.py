@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from animatediff.pipelines.efficientmt import method
 from animatediff.pipelines.efficientmt.loading import EfficientMTFiles as Files
 from animatediff.pipelines.efficientmt.loading import load_pipeline
 from animatediff.pipelines.efficientmt.pipeline import EfficientMTPipeline
+from tests.browser import MISSING, Browser, find_browser, launch
 from tests.goldens import write_tiny_layout
 
 torch.set_num_threads(1)
@@ -60,6 +61,16 @@ def load_once() -> Callable[..., EfficientMTPipeline]:
         return loaded[key]
 
     return load
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless browser, or a skip that says why."""
+    path = find_browser()
+    if path is None:
+        pytest.skip(MISSING)
+    with launch(path) as opened:
+        yield opened
 
 
 @pytest.fixture

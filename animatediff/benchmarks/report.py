@@ -55,6 +55,9 @@ def _step_rows(result: dict[str, Any]) -> Iterator[Row]:
     for name, values in result["variants"].items():
         what, goal = words[name]
         yield _timed("step", what, values, goal)
+    counted = result["operations"]
+    share = counted["prepared"] / counted["plain"]
+    yield Row("step", "operations, with reference / alone", f"{counted['prepared']:.3e}", f"{share:.3f}", share, 1.06)
     # "Not slower than stock" is a ratio of ours to stock, the inverse of the one measured.
     steadiest = result["variants"]["stock"][_clock(result["variants"]["stock"])]["ratio"]["median"]
     yield Row("step", "backbone alone / diffusers'", "", f"{1 / steadiest:.3f}", 1 / steadiest, 1.0)

@@ -12,8 +12,10 @@ import unicodedata
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
+import imageio.v3 as imageio
 import numpy as np
 from av.video.reformatter import Colorspace, Interpolation
 from PIL import Image
@@ -45,6 +47,7 @@ def save_video(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
     with atomic_path(path) as part:
         try:
+            # By hand: imageio's pyav plugin takes no encoder options, so neither equal bytes nor an index at the front.
             with av.open(f"file:{part.absolute()}", "w", container_options=options) as container:
                 stream = container.add_stream("libx264", rate=rate, options=_QUALITY)
                 stream.height, stream.width, stream.pix_fmt = padded.shape[1], padded.shape[2], "yuv420p"
@@ -71,9 +74,9 @@ def save_gif(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
     frames, rate = _checked(frames), _rate(fps)
     ends = [round(100 * i / rate) for i in range(len(frames) + 1)]
     delays = [10 * max(2, later - earlier) for earlier, later in pairwise(ends)]
-    images = [Image.fromarray(rgb).quantize(256, Image.Quantize.MEDIANCUT) for rgb in frames]
+    duration = delays if len(delays) > 1 else delays[0]  # milliseconds
     with atomic_path(path) as part:
-        images[0].save(part, "GIF", save_all=True, append_images=images[1:], duration=delays, loop=0)
+        _write_image(part, ".gif", frames, duration=duration, loop=0)
 
 
 def save_frames(folder: str | Path, frames: np.ndarray) -> None:
@@ -83,7 +86,7 @@ def save_frames(folder: str | Path, frames: np.ndarray) -> None:
         raise UserError(f"{folder} holds other files than frames, so it is not replaced; move it or choose another")
     with atomic_folder(folder) as part:
         for i, rgb in enumerate(frames):
-            Image.fromarray(rgb).save(part / f"{i:05d}.png")
+            _write_image(part / f"{i:05d}.png", ".png", rgb)
 
 
 def side_by_side(reference: np.ndarray, output: np.ndarray) -> np.ndarray:
@@ -118,6 +121,12 @@ def safe_name(text: str, max_length: int = 60, spaced: bool = True) -> str:
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     words = slug[: max_length - len(digest) - 2].strip("-")
     return f"{words or 'untitled'}--{digest}"
+
+
+def _write_image(path: Path, kind: str, pixels: np.ndarray, **options: Any) -> None:
+    """Write an image [h, w, 3], or a moving one [f, h, w, 3], of the given `kind` (".png", ".gif")."""
+    # Through memory: imageio gives some paths a meaning ("a.zip/b"), and writes once more after a full disk.
+    path.write_bytes(imageio.imwrite("<bytes>", pixels, extension=kind, plugin="pillow", **options))
 
 
 def _checked(frames: np.ndarray) -> np.ndarray:

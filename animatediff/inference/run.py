@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -102,8 +102,12 @@ def run_of(layers: Sequence[Layer], overrides: Sequence[str] = (), given: Mappin
     names += [text.partition("=")[2] for text in overrides if text.partition("=")[0] == "method"]
     method = next((name for name in reversed(names) if name), next(iter(METHODS)))
     schema = run_schema(method)
-    translated = [(source, translate(method, values, source)) for source, values in layers]
+    said = [{name for name, _ in items_of(layer)} for layer in [*layers, flags]]
+    later = {text.partition("=")[0] for text in overrides}
     own = [text for text in (_translated_override(method, override) for override in overrides) if text is not None]
+    translated: list[Layer] = []
+    for number, (source, values) in enumerate(layers):
+        translated.append((source, translate(method, values, source, later.union(*said[number + 1 :]))))
     run = fill(schema, translated, own)
     return located(update_config(run, translate(method, flags[1], flags[0]), flags[0]) if given else run)
 
@@ -133,14 +137,20 @@ def _fixed(run: Run, values: Mapping[str, Any]) -> list[str]:
     return sorted(found)
 
 
-def translate(method: str, values: Mapping[str, Any] | yaml.MappingNode, source: str) -> dict[str, Any]:
-    """`values` under this method's names: aliases resolved, what other methods leave off left out."""
+def translate(
+    method: str, values: Mapping[str, Any] | yaml.MappingNode, source: str, later: Collection[str] = ()
+) -> dict[str, Any]:
+    """`values` under this method's names: aliases resolved, what other methods leave off left out.
+
+    later: keys that are said again above `values`; only the last word on another method's key counts.
+    """
     result: dict[str, Any] = {}
     for name, value in items_of((source, values)):
         if name == method and (inner := _section_items(value)) is not None:
             for part, _ in inner:
                 _refuse_renamed(method, f"{name}.{part}", source)
-        target = _resolve(method, name, value, source)
+        own = name in get_type_hints(run_schema(method)) or name in attribute(METHODS[method], "aliases", {})
+        target = None if not own and name in later else _resolve(method, name, value, source)
         if target is None:
             continue
         head, _, rest = target.partition(".")
@@ -168,8 +178,7 @@ def _translated_override(method: str, override: str) -> str | None:
         return override
     _refuse_renamed(method, path, override)
     head, dot, rest = path.partition(".")
-    value = {rest: yaml.ScalarNode("", text)} if dot else yaml.ScalarNode("", text)
-    target = _resolve(method, head, value, override)
+    target = _resolve(method, head, override, override)
     return None if target is None else f"{target}{dot}{rest}={text}"
 
 
@@ -193,7 +202,14 @@ def _resolve(method: str, name: str, value: Any, source: str) -> str | None:
         head, _, rest = path.partition(".")
         if other == method or head not in get_type_hints(run_schema(other)):
             continue
-        if _is_off(other, head, {rest: value} if rest else value, source):
+        layer: Layer = (source, {head: {rest: value} if rest else value})
+        if isinstance(value, str) and value == source:  # key=value
+            if _is_off(other, head, [], [f"{path}{source.removeprefix(name)}"]):
+                return None
+        elif _is_off(other, head, [layer], []):
+            return None
+        if name == other and isinstance(value, yaml.MappingNode):
+            fill(run_schema(other), [(source, {name: value})])  # a YAML may hold a section for each method
             return None
         raise UserError(
             f"'{name}' in {source} is a key of method={other}, and this run's is {method}; leave it out, or choose that"
@@ -201,11 +217,11 @@ def _resolve(method: str, name: str, value: Any, source: str) -> str | None:
     return name
 
 
-def _is_off(method: str, name: str, value: Any, source: str) -> bool:
+def _is_off(method: str, name: str, layers: Sequence[Layer], overrides: Sequence[str]) -> bool:
     """Whether a key of `method` has its default, or is empty: then it changes nothing of a run by another method."""
     schema = run_schema(method)
     try:
-        found = getattr(fill(schema, [(source, {name: value})]), name)
+        found = getattr(fill(schema, layers, overrides), name)
     except UserError:
         return False
     return not found or found == getattr(schema(), name)

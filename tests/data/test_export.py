@@ -89,6 +89,21 @@ def test_gif_keeps_the_rate_on_average(tmp_path):
     assert difference(read_frames(tmp_path / "a.gif", None).frames, frames) < 4
 
 
+def test_a_gif_of_one_frame(tmp_path):
+    save_gif(tmp_path / "a.gif", smooth_frames(1), fps=8)
+    with Image.open(tmp_path / "a.gif") as image:
+        assert (image.n_frames, image.info["duration"]) == (1, 120)
+    assert difference(read_frames(tmp_path / "a.gif", None).frames, smooth_frames(1)) < 4
+
+
+def test_names_that_mean_something_to_imageio_are_plain_names(tmp_path):
+    frames = smooth_frames(2)
+    save_gif(tmp_path / "clips.zip" / "<bytes>.gif", frames)
+    save_frames(tmp_path / "clips.zip" / "frames", frames)
+    assert sorted(os.listdir(tmp_path / "clips.zip")) == ["<bytes>.gif", "frames"]
+    assert np.array_equal(read_frames(tmp_path / "clips.zip" / "frames", None).frames, frames)
+
+
 def test_frames_read_back_to_the_bit_and_are_replaced_whole(tmp_path):
     frames = smooth_frames()
     save_frames(tmp_path / "out" / "frames", frames)
@@ -109,11 +124,11 @@ def test_frames_failing_half_way_keep_the_old_ones(tmp_path, monkeypatch):
     save_frames(tmp_path / "frames", smooth_frames(2))
     saved = []
 
-    def full_disk(self, path, original=Image.Image.save):
-        saved.append(path)
+    def full_disk(self, file, original=Image.Image.save, **options):
+        saved.append(file)
         if len(saved) == 3:
             raise OSError(28, "No space left on device")
-        original(self, path)
+        original(self, file, **options)
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
     with pytest.raises(UserError, match="frames failed: No space left on device"):

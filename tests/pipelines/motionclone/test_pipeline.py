@@ -1,7 +1,7 @@
 """MotionClonePipeline on the tiny layout, and behind inference.py."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,8 @@ from animatediff.inference.jobs import read_jobs
 from animatediff.inference.run import check, read_run, reference_key, run_schema
 from animatediff.models.checkpoints import original_name
 from animatediff.models.sparsectrl import build_sparsectrl
-from animatediff.pipelines.backbones.sd15 import load_components
-from animatediff.pipelines.motionclone.method import load_motionclone
+from animatediff.pipelines.backbones.sd15 import SD15Files, load_components
+from animatediff.pipelines.motionclone.method import MotionCloneFiles, load_motionclone
 from animatediff.pipelines.motionclone.pipeline import MotionClonePipeline, MotionCloneSettings, uneven_timesteps
 from tests.goldens import fill
 
@@ -29,8 +29,9 @@ def seeded(seed=42):
     return torch.Generator().manual_seed(seed)
 
 
-def load(weights, settings=SETTINGS):
-    pipe = load_motionclone(weights, settings)
+def load(weights, settings=SETTINGS, **more):
+    base = {entry.name: getattr(weights, entry.name) for entry in fields(SD15Files)}
+    pipe = load_motionclone(MotionCloneFiles(**base, **more), settings)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -57,7 +58,7 @@ def image_pipe(request, tiny_weights, tmp_path_factory):
     encoder = build_sparsectrl(load_components(tiny_weights).unet, takes_latents=request.param == "rgb")
     names = {original_name(key): tuple(value.shape) for key, value in encoder.named_parameters()}
     torch.save({"controlnet": {key: fill(key, shape) for key, shape in names.items()}}, path)
-    return load(replace(tiny_weights, sparsectrl_path=str(path)))
+    return load(tiny_weights, sparsectrl_path=str(path))
 
 
 @pytest.fixture
