@@ -25,7 +25,7 @@ def keypoints(body, hands=None, scores=1.0):
 @pytest.fixture
 def figure():
     """A figure that waves over 8 frames, 256 wide, away from the edges."""
-    return waving(8, 256) + (128, 100)
+    return np.add(waving(8, 256), (128, 100))
 
 
 def test_the_same_person_stays_as_it_is(figure):
