@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -25,6 +26,12 @@ from tests.browser import MISSING, Browser, find_browser, launch
 from tests.goldens import write_tiny_layout
 
 torch.set_num_threads(1)
+
+# Generated inputs: the same hundred every time, or with HYPOTHESIS_PROFILE=long thousands of new ones.
+_COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("short", max_examples=100, derandomize=True, **_COMMON)
+settings.register_profile("long", max_examples=5000, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 
 @pytest.fixture(scope="session")

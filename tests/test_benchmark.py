@@ -10,7 +10,7 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 
-from animatediff.benchmarks import command, commands, guidance, memory, phases, report, sampling, training
+from animatediff.benchmarks import command, commands, guidance, memory, phases, reading, report, sampling, training
 from animatediff.benchmarks.networks import SCALES, Setup, random_unet, site_channels, stock_unet
 from animatediff.benchmarks.timing import interleave, isolated, summarise
 from animatediff.errors import UserError
@@ -184,7 +184,7 @@ def test_parts_that_find_no_time_say_so(script, tmp_path, capsys):
     output = tmp_path / "benchmark.json"
     assert script.main(["--minutes", "-1", "--device", "cpu", "--output", str(output)]) == 0
     parts = json.loads(output.read_text())["parts"]
-    assert list(parts) == ["step", "memory", "phases", "commands"]
+    assert list(parts) == ["step", "memory", "phases", "commands", "reading"]
     assert all("--only" in part["skipped"] for part in parts.values())
 
 
@@ -218,3 +218,13 @@ def test_the_memory_part_reads_as_a_table_with_its_setup_beside_it():
     rows = list(rows_of("memory", {"shared": scheme, "published": scheme | {"ratio": 1.0}, "setup": {"frames": 16}}))
     assert len(rows) == 2
     assert "peak 7.00 GiB" in str(rows[0])
+
+
+def test_reading_measures_a_long_clip_and_short_ones():
+    result = reading.measure_reading(rounds=1, seconds=30, clips=3)
+    assert (result["seconds"], result["clips"]) == (30, 3)
+    assert all(result[name][clock]["median"] > 0 for name in ("long", "short") for clock in ("wall", "cpu"))
+    assert [row.what for row in report.rows_of("reading", result)] == [
+        "16 frames of a clip of 0.00833333 h",
+        "16 frames of each of 3 short clips",
+    ]

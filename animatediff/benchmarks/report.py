@@ -85,6 +85,16 @@ def _command_rows(result: dict[str, Any]) -> Iterator[Row]:
         yield Row("commands", what, figure, f"{values['ratio']:.3f}")
 
 
+def _reading_rows(result: dict[str, Any]) -> Iterator[Row]:
+    hours, clips = f"{result['seconds'] / 3600:g} h", result["clips"]
+    for name, what in (
+        ("long", f"16 frames of a clip of {hours}"),
+        ("short", f"16 frames of each of {clips} short clips"),
+    ):
+        wall, cpu = (result[name][clock]["median"] for clock in ("wall", "cpu"))
+        yield Row("reading", what, f"{wall:.2f} s ({cpu:.2f} s of processor time)")
+
+
 def _training_rows(result: dict[str, Any]) -> Iterator[Row]:
     words = {
         "published": "two UNets, features in a file",
@@ -115,6 +125,7 @@ READERS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "memory": _memory_rows,
     "phases": _phase_rows,
     "commands": _command_rows,
+    "reading": _reading_rows,
     "training": _training_rows,
     "motionclone": _guidance_rows,
 }

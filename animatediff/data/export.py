@@ -20,8 +20,8 @@ import numpy as np
 from av.video.reformatter import Colorspace, Interpolation
 from PIL import Image
 
-from animatediff.errors import UserError
-from animatediff.files import atomic_folder, atomic_path
+from animatediff.errors import UserError, describe_os_error
+from animatediff.files import atomic_folder, atomic_path, final_path, is_folder, is_there
 
 _BT709 = 1  # the number of BT.709 in H.264's tables of primaries, transfer and matrix
 _LIMITED = 1
@@ -82,11 +82,23 @@ def save_gif(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
 def save_frames(folder: str | Path, frames: np.ndarray) -> None:
     """Write `folder`/00000.png, 00001.png, ...; a folder of such frames is replaced, any other is refused."""
     frames, folder = _checked(frames), Path(folder)
-    if folder.exists() and not _holds_only_frames(folder):
-        raise UserError(f"{folder} holds other files than frames, so it is not replaced; move it or choose another")
+    check_frames_folder(folder)
     with atomic_folder(folder) as part:
         for i, rgb in enumerate(frames):
             _write_image(part / f"{i:05d}.png", ".png", rgb)
+
+
+def check_frames_folder(folder: str | Path) -> None:
+    """UserError where `save_frames` could not take `folder`: a file, or a folder that holds anything but frames."""
+    folder = final_path(Path(folder))
+    if not is_there(folder):
+        return
+    try:
+        ours = is_folder(folder) and all(_FRAME_NAME.fullmatch(entry.name) for entry in folder.iterdir())
+    except OSError as error:
+        raise describe_os_error(error, f"reading {folder}") from error
+    if not ours:
+        raise UserError(f"{folder} holds other files than frames, so it is not replaced; move it or choose another")
 
 
 def side_by_side(reference: np.ndarray, output: np.ndarray) -> np.ndarray:
@@ -139,7 +151,3 @@ def _rate(fps: float) -> Fraction:
     if not 0.01 <= fps <= 1000:
         raise UserError(f"fps is {fps}, expected 0.01 to 1000")
     return Fraction(fps).limit_denominator(1001)
-
-
-def _holds_only_frames(folder: Path) -> bool:
-    return folder.is_dir() and all(_FRAME_NAME.fullmatch(entry.name) for entry in folder.iterdir())

@@ -13,8 +13,9 @@ from typing import Any, get_type_hints
 import torch
 import yaml
 
-from animatediff.config import Layer, default_of, fill, items_of, nearest, read_layers, text_of, update_config
-from animatediff.errors import UserError, describe_os_error
+from animatediff.config import Layer, default_of, fill, items_of, read_layers, text_of, update_config
+from animatediff.errors import UserError, describe_os_error, nearest
+from animatediff.files import check_readable, is_there, to_path, to_text
 from animatediff.hub import PUBLISHED
 from animatediff.pipelines import METHODS
 from animatediff.pipelines.method import INPUT_KINDS, Method, Run, WeightFile, attribute
@@ -252,7 +253,7 @@ def missing_weights(run: Run) -> dict[str, str]:
     return {
         file.what: f"no weights at {file.path} ({file.what}); {_where_from(file.path)}"
         for file in weight_files(run)
-        if not file.optional and not file.path.exists()
+        if not file.optional and not is_there(to_path(file.path, file.what))
     }
 
 
@@ -274,10 +275,13 @@ def check(run: Run) -> None:
     method = METHODS[run.method]
     if not run.ref_video_path:
         raise UserError("no reference video; give --ref_video_path (a video file or a folder of frames)")
-    if not Path(run.ref_video_path).exists():
+    if not is_there(to_path(run.ref_video_path, "ref_video_path")):
         raise UserError(f"no reference video at {run.ref_video_path}")
+    check_readable(run.ref_video_path, "ref_video_path")
     if run.prompt is None and method.needs_prompt:
         raise UserError('no prompt; give --prompt (an empty one is --prompt "")')
+    for name in ("prompt", "negative_prompt", "ref_prompt"):
+        to_text(getattr(run, name) or "", name)
     for name in sorted(attribute(method, "unused", frozenset())):
         if getattr(run, name) != getattr(type(run)(), name):
             raise UserError(f"{name} is {getattr(run, name)!r}, which method={run.method} has no use for; leave it out")
@@ -287,19 +291,9 @@ def check(run: Run) -> None:
         if given.required and not value:
             raise UserError(f"{given.key} is empty, and method={run.method} needs it: {given.help}")
         for path in value if isinstance(value, list) else [value] if value else []:
-            if not Path(path).exists():
+            if not is_there(to_path(path, given.key)):
                 raise UserError(f"nothing at {path}; check {given.key}")
-
-
-def check_output(folder: Path) -> None:
-    """UserError where nothing can be written into `folder`; makes nothing."""
-    nearest_folder = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not nearest_folder.is_dir():
-        raise UserError(f"nothing can be written to {folder}: {nearest_folder} is a file; choose another output_dir")
-    if not os.access(nearest_folder, os.W_OK | os.X_OK):
-        raise UserError(
-            f"nothing can be written to {folder}: {nearest_folder} cannot be written; choose another output_dir"
-        )
+            check_readable(path, given.key)
 
 
 def reference_key(run: Run) -> str:
@@ -337,7 +331,7 @@ def fingerprint(run: Run, sha256: Callable[[Path], str] = content_hash) -> str:
     weights = [
         [file.what, sha256(file.path) if file.by_content else _portable(file.path), _size(file.path)]
         for file in weight_files(run)
-        if file.path.exists() or not file.optional
+        if is_there(file.path) or not file.optional
     ]
     given = {given.key: getattr(run, given.key) for given in method.inputs}
     read = {

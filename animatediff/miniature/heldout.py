@@ -6,7 +6,7 @@ animatediff/miniature/palette.py. Tracks are [f, 2] in pixels (x, y), nan where 
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from animatediff.data.export import save_video
 from animatediff.evaluation.camera import global_motion
 from animatediff.evaluation.trackers import LucasKanade
-from animatediff.files import atomic_path
+from animatediff.files import write_jsonl
 from animatediff.miniature.motions import FAMILIES, Array, sample_motion
 from animatediff.miniature.palette import Frames, Reading, read_clip, shows_colour
 from animatediff.miniature.world import Clip, Content, sample_content
@@ -46,11 +46,16 @@ class Job:
     @property
     def wanted(self) -> Clip:
         """The perfect answer: the reference's motion with the content asked for."""
-        return Clip(self.content, self.reference.motion, self.reference.size)
+        return dataclasses.replace(self.reference, content=self.content)
 
 
-def heldout_jobs(count: int = JOBS, frames: int = 16, size: tuple[int, int] = (64, 64)) -> list[Job]:
-    """The first `count` held-out jobs, always the same: motion families in turn, contents that share no colour."""
+def heldout_jobs(
+    count: int = JOBS, frames: int = 16, size: tuple[int, int] = (64, 64), anchored: bool = True
+) -> list[Job]:
+    """The first `count` held-out jobs, always the same: motion families in turn, contents that share no colour.
+
+    For `anchored` see `Clip`; motions, contents and prompts are the same either way.
+    """
     jobs = []
     for number in range(count):
         seed = FIRST_SEED + number
@@ -58,7 +63,7 @@ def heldout_jobs(count: int = JOBS, frames: int = 16, size: tuple[int, int] = (6
         shown = sample_content(2 * seed, "heldout")
         candidates = (sample_content(2 * seed + 1 + k * FIRST_SEED, "heldout") for k in range(1000))
         wanted = next(c for c in candidates if c.colour != shown.colour and c.shape != shown.shape)
-        reference = Clip(shown, sample_motion(seed, "heldout", family, frames), size)
+        reference = Clip(shown, sample_motion(seed, "heldout", family, frames), size, anchored)
         jobs.append(Job(f"{number:02d}-{family}", reference, wanted, seed=1000 + number))
     return jobs
 
@@ -78,14 +83,13 @@ def write_jobs(
     """
     folder = Path(folder)
     listing = folder / "jobs.jsonl" if listing is None else Path(listing)
-    lines = []
+    rows = []
     for job in jobs:
         video = folder / f"{job.name}.mp4"
         frames = job.reference.frames()
         save_video(video, frames[::-1] if backwards else frames, fps=fps)
-        lines.append(json.dumps({"ref_video_path": video.as_posix(), "prompt": job.prompt, "seed": job.seed}))
-    with atomic_path(listing) as part:
-        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        rows.append({"ref_video_path": video.as_posix(), "prompt": job.prompt, "seed": job.seed})
+    write_jsonl(listing, rows)
     return listing
 
 
@@ -174,7 +178,9 @@ def score(frames: Frames, job: Job, backwards: bool = False) -> dict[str, Any]:
     Keys: cosine, distance (percent of the width), camera (cosine; nan where the camera is still), size (see
     `size_followed`), and the truth values colour, shape, pattern, ground, background, leak.
     """
-    wanted = Clip(job.content, job.reference.motion.reversed(), job.reference.size) if backwards else job.wanted
+    wanted = job.wanted
+    if backwards:
+        wanted = dataclasses.replace(wanted, motion=wanted.motion.reversed())
     reading = read_clip(frames)
     width = job.reference.size[1]
     camera = float("nan")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,10 +63,13 @@ def write_benchmark(folder: str | Path, count: int = JOBS) -> list[Path]:
     """Render what the miniature is evaluated on into `folder`.
 
     references/ and reversed/ hold the references, forwards and backwards, each with the jobs.jsonl that inference.py
-    reads; exact/ holds the perfect answers as if they were outputs, the upper bound of every measure.
+    reads; independent/ holds those whose camera moves with the background's marks where the content puts them, not the
+    motion; exact/ holds the perfect answers as if they were outputs, the upper bound of every measure.
     """
     folder, jobs = Path(folder), heldout_jobs(count)
     lists = [write_jobs(folder / "references", jobs), write_jobs(folder / "reversed", jobs, backwards=True)]
+    independent = [job for job in heldout_jobs(count, anchored=False) if job.reference.motion.moves_camera]
+    lists.append(write_jobs(folder / "independent", independent))
     for job in jobs:
         output, frames = folder / "exact" / f"{job.name}.mp4", job.wanted.frames()
         reference = str(folder / "references" / f"{job.name}.mp4")
@@ -81,11 +85,15 @@ def _jobs(frames: int, height: int, width: int) -> tuple[Job, ...]:
 
 
 def _plays_backwards(sample: Sample, job: Job) -> bool:
-    """Whether the reference's frames are nearer to the job's reversed clip than to the clip itself."""
+    """Whether the reference's frames are nearer to the job's clip reversed than to the clip, anchored or not."""
     if sample.reference is None:
         return False
-    shown, clip = sample.reference.astype(np.int16), job.reference.frames().astype(np.int16)
-    return bool(np.abs(shown - clip[::-1]).mean() < np.abs(shown - clip).mean())
+    shown = sample.reference.astype(np.int16)
+    away = {}
+    for anchored in (True, False):
+        clip = replace(job.reference, anchored=anchored).frames().astype(np.int16)
+        away[anchored, False], away[anchored, True] = (np.abs(shown - c).mean() for c in (clip, clip[::-1]))
+    return min(away, key=lambda way: away[way])[1]
 
 
 MEASURE = Miniature()

@@ -202,7 +202,7 @@ class TestFactory:
         for content, message in (
             ({"clip-1/x": "keep"}, "decides on 'clip-1/x', which is no candidate"),
             ({names["clip-1", GOOD]: "maybe"}, "says 'maybe'"),
-            ([], "holds list"),
+            ([], "holds a list"),
         ):
             write_json(tmp_path / "bad.json", content)
             with pytest.raises(UserError, match=message):

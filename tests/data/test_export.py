@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from animatediff.data.export import safe_name, save_frames, save_gif, save_video, side_by_side
+from animatediff.data.export import check_frames_folder, safe_name, save_frames, save_gif, save_video, side_by_side
 from animatediff.data.video import read_frames
 from animatediff.errors import UserError
+from animatediff.files import atomic_group
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,6 +112,26 @@ def test_frames_read_back_to_the_bit_and_are_replaced_whole(tmp_path):
     save_frames(tmp_path / "out" / "frames", frames[:2])
     assert sorted(os.listdir(tmp_path / "out" / "frames")) == ["00000.png", "00001.png"]
     assert os.listdir(tmp_path / "out") == ["frames"]
+
+
+def write_frames_in_a_group(folder: Path) -> None:
+    with atomic_group(record=folder / "a.json") as new:
+        save_frames(new(folder / "frames"), smooth_frames())
+
+
+def test_a_folder_that_frames_could_not_take_is_told_beforehand(tmp_path):
+    """In a group, too: what counts is where the frames are to end up."""
+    check_frames_folder(tmp_path / "new")
+    save_frames(tmp_path / "frames", smooth_frames())
+    check_frames_folder(tmp_path / "frames")
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path, tmp_path / "file"):
+        with pytest.raises(UserError, match="holds other files than frames, so it is not replaced"):
+            check_frames_folder(folder)
+    (tmp_path / "frames" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="/frames holds other files than frames"):
+        write_frames_in_a_group(tmp_path)
+    assert (tmp_path / "frames" / "notes.txt").read_text() == "mine"
 
 
 def test_frames_never_replace_a_users_folder(tmp_path):

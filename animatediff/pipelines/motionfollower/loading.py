@@ -15,15 +15,10 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from animatediff.config import option
 from animatediff.errors import UserError
 from animatediff.files import read_json
-from animatediff.models.checkpoints import (
-    StateDict,
-    describe_contents,
-    load_exactly,
-    load_original_unet,
-    read_state_dict,
-    unwrap,
-)
+from animatediff.models.checkpoints import load_exactly, load_original_unet
+from animatediff.models.key_names import describe_contents
 from animatediff.models.unet import VideoUNet, build_unet
+from animatediff.models.weight_files import StateDict, read_state_dict, unwrap
 from animatediff.pipelines.backbones.sd15 import DIFFUSERS, modern_vae_names, read_component, weights_in
 from animatediff.pipelines.method import WeightFile
 from animatediff.pipelines.motionfollower.networks import PIXELS_PER_LATENT, build_networks, load_original_networks
@@ -156,7 +151,7 @@ def _check_fit(unet: VideoUNet, vae: AutoencoderKL, image_encoder: CLIPVisionMod
 def _estimator(config: Mapping[str, object], states: list[StateDict], dtype: torch.dtype) -> VideoUNet:
     """A UNet of base model and motion modules alone."""
     with init_empty_weights():
-        unet = build_unet({**config, "use_motion_mid_block": True})
+        unet = build_unet(config, motion_in_middle=True)
     nn.Module.to(unet, dtype)
     merged = {key: value for state in states for key, value in state.items()}
     load_original_unet(unet, merged, "base model + motion_module_path")

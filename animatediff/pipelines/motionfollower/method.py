@@ -131,7 +131,8 @@ class MotionFollowerMethod:
             if path.suffix.lower() in KEYPOINT_SUFFIXES:
                 raise UserError(f"{key} is {path}, a file of keypoints; expected images or a video drawn from them")
             if getattr(run, key) and path.exists():
-                counts[key] = len(open_source(path).times)
+                with open_source(path) as source:
+                    counts[key] = len(source.times)
         check_counts(counts)
         if 1 in counts.values():
             raise UserError("source_path has 1 frame, so there is no motion to change; give clips of 2 frames or more")

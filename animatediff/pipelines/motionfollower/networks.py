@@ -21,9 +21,10 @@ from einops import rearrange
 from torch import nn
 
 from animatediff.errors import UserError
-from animatediff.models.checkpoints import StateDict, load_exactly, our_state
+from animatediff.models.checkpoints import diffusers_state, load_exactly
 from animatediff.models.hooks import capture, inject, stop_after
 from animatediff.models.unet import VideoUNet, build_unet
+from animatediff.models.weight_files import StateDict
 
 Features = list[torch.Tensor]
 PIXELS_PER_LATENT = 8  # of both controllers and of the VAE
@@ -53,9 +54,10 @@ class Networks:
 def build_networks(config: Mapping[str, Any], pose_channels: Sequence[int] = (16, 32, 96, 256)) -> Networks:
     """Fresh networks from an SD1.5-style 2D UNet config (see `build_unet`) and the pose controller's widths.
 
-    The UNet has motion modules in the middle too (AnimateDiff v2's layout). Weights do not ask for gradients.
+    The UNet has motion modules in the middle too (the layout of AnimateDiff's mm_sd_v15_v2). Weights do not ask for
+    gradients.
     """
-    unet = build_unet({**config, "use_motion_mid_block": True})
+    unet = build_unet(config, motion_in_middle=True)
     widths = list(unet.config.block_out_channels)
     networks = Networks(unet, build_pose_controller(widths[0], pose_channels), build_appearance_controller(widths))
     for network in (networks.unet, networks.pose_controller, networks.appearance_controller):
@@ -95,7 +97,7 @@ def load_original_networks(
     known |= {_ADAPTER_PREFIX + name: value.shape for name, value in adapter.state_dict().items()}
     merged: StateDict = {}
     for state, source in zip(states, sources, strict=True):
-        ours = {_controller_name(key): value for key, value in our_state(state, source).items()}
+        ours = {_controller_name(key): value for key, value in diffusers_state(state, source).items()}
         _refuse_strangers(ours, known, source)
         merged |= ours
     spatial = {name: value for name, value in merged.items() if not name.startswith(_ADAPTER_PREFIX)}
@@ -109,7 +111,10 @@ def load_original_networks(
     load_exactly(unet, spatial, together, expected="a spatial UNet and motion modules, the middle one too")
     load_exactly(adapter, appearance, together, expected="an appearance controller (T2I adapter)")
     load_exactly(
-        networks.pose_controller, our_state(pose_state, pose_source), pose_source, expected="a pose controller (poctr)"
+        networks.pose_controller,
+        diffusers_state(pose_state, pose_source),
+        pose_source,
+        expected="a pose controller (poctr)",
     )
 
 

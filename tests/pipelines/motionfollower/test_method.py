@@ -13,7 +13,7 @@ from animatediff.errors import UserError
 from animatediff.inference import cli
 from animatediff.inference.engine import Engine
 from animatediff.inference.run import completed, run_of
-from animatediff.models.checkpoints import read_state_dict
+from animatediff.models.weight_files import read_state_dict
 from animatediff.pipelines import METHODS
 from animatediff.pipelines.motionfollower import FrameConditions, sample
 from animatediff.pipelines.motionfollower.loading import MotionFollowerFiles, load_motionfollower
