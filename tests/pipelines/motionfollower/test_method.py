@@ -17,7 +17,7 @@ from animatediff.models.weight_files import read_state_dict
 from animatediff.pipelines import METHODS
 from animatediff.pipelines.motionfollower import FrameConditions, sample
 from animatediff.pipelines.motionfollower.loading import MotionFollowerFiles, load_motionfollower
-from animatediff.pipelines.motionfollower.pipeline import binary, resized
+from animatediff.pipelines.motionfollower.pipeline import MotionFollowerPipeline, binary, resized
 from tests.pipelines.motionfollower.layout import SIDE, write_sequences, write_weights
 
 
@@ -251,5 +251,18 @@ def test_motion_modules_inside_the_unet_file_and_a_second_estimator(files, tmp_p
     assert torch.equal(second.get_parameter(name), wanted[name])
 
 
-def test_it_is_a_method():
+def test_offloaded_and_saved_pipelines_give_the_same(files, prepared, tmp_path):
+    pipe = load_motionfollower(MotionFollowerFiles(**files))
+    given = {"height": 32, "width": 32, "num_inference_steps": 1, "output_type": "latent"}
+
+    def make(pipe):
+        return pipe(*sequences(prepared), generator=torch.Generator().manual_seed(1), **given).frames
+
+    wanted = make(pipe)
+    pipe.save_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(
+        make(MotionFollowerPipeline.from_pretrained(tmp_path / "saved")), wanted, atol=1e-4, rtol=0
+    )
+    pipe.enable_model_cpu_offload(device="cpu:0")  # stands for the accelerator
+    assert torch.equal(make(pipe), wanted)
     assert METHODS["motionfollower"].needs_prompt is False
