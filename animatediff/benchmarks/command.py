@@ -149,7 +149,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--width", type=positive, help="likewise")
     parser.add_argument("--rounds", type=positive, help="measurements of each variant (default 3 on a CPU, 20 on CUDA)")
     parser.add_argument("--minutes", type=float, default=8.0, help="no round or part starts after these (default 8)")
-    parser.add_argument("--config", default="configs/inference/miniature.yaml", help="of inference.py, for `commands`")
+    parser.add_argument("--config", default="configs/inference/default.yaml", help="of inference.py, for `commands`")
     parser.add_argument("--output", default="outputs/benchmark.json", help="where the JSON goes")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of that config")
     return parser.parse_intermixed_args(arguments)
