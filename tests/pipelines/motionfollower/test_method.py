@@ -260,9 +260,10 @@ def test_offloaded_and_saved_pipelines_give_the_same(files, prepared, tmp_path):
 
     wanted = make(pipe)
     pipe.save_pretrained(tmp_path / "saved")
-    torch.testing.assert_close(
-        make(MotionFollowerPipeline.from_pretrained(tmp_path / "saved")), wanted, atol=1e-4, rtol=0
-    )
+    again = MotionFollowerPipeline.from_pretrained(tmp_path / "saved")
+    for name, value in pipe.unet.state_dict().items():
+        assert torch.equal(again.unet.state_dict()[name], value)
+    assert (make(again) - wanted).norm() < 1e-4 * wanted.norm()
     pipe.enable_model_cpu_offload(device="cpu:0")  # stands for the accelerator
     assert torch.equal(make(pipe), wanted)
     assert METHODS["motionfollower"].needs_prompt is False
