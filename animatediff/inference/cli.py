@@ -205,7 +205,7 @@ def make(engine: Engine, job: Job, extracted: Extracted, quiet: bool = False) ->
             bar.update(step + 1 - bar.n)
 
         result = engine.make(job.run, extracted, stepped)
-    warn(result.warnings[len(extracted.warnings) :])
+    warn(line for line in result.warnings if line not in extracted.warnings)
     write(job, result)
 
 

@@ -144,8 +144,7 @@ class Engine:
     def make(self, job: Job, reference: Extracted | None = None, on_step: OnStep | None = None) -> Result:
         """As `generate`, with what it took and what a user should be told."""
         run = self.resolve(job)
-        if reference is None:
-            check(run)
+        check(run, clip=reference is None)
         with self._lock, memory_advice(run):
             pipe = self.load()
             extracted = reference or self.extract(run)
@@ -173,7 +172,7 @@ class Engine:
                 frames,
                 extracted,
                 time.perf_counter() - started,
-                (*extracted.warnings, *warnings, *notes),
+                tuple(dict.fromkeys([*extracted.warnings, *warnings, *notes])),
                 self.method.facts(pipe, extracted.motion),
                 peak_memory(self.device),
                 files,

@@ -271,14 +271,18 @@ def completed(run: Run) -> Run:
     return attribute(METHODS[run.method], "complete", lambda same: same)(run)
 
 
-def check(run: Run) -> None:
-    """UserError for the first thing that no run can take. Ranges were checked with the configuration."""
+def check(run: Run, clip: bool = True) -> None:
+    """UserError for the first thing that no run can take. Ranges were checked with the configuration.
+
+    clip: whether the reference is to be read; it is not where it was extracted before.
+    """
     method = METHODS[run.method]
-    if not run.ref_video_path:
+    if clip and not run.ref_video_path:
         raise UserError("no reference video; give --ref_video_path (a video file or a folder of frames)")
-    if not is_there(to_path(run.ref_video_path, "ref_video_path")):
+    if clip and not is_there(to_path(run.ref_video_path, "ref_video_path")):
         raise UserError(f"no reference video at {run.ref_video_path}")
-    check_readable(run.ref_video_path, "ref_video_path")
+    if clip:
+        check_readable(run.ref_video_path, "ref_video_path")
     if run.prompt is None and method.needs_prompt:
         raise UserError('no prompt; give --prompt (an empty one is --prompt "")')
     for name in ("prompt", "negative_prompt", "ref_prompt"):
