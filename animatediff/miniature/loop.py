@@ -31,6 +31,40 @@ def ema_decay(step: int, decay: float) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
+class Together:
+    """Several optimizers of disjoint parameters as one, as far as `train` needs it."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def state_dict(self) -> dict:
+        return {str(number): optimizer.state_dict() for number, optimizer in enumerate(self.optimizers)}
+
+    def load_state_dict(self, state: dict) -> None:
+        for number, optimizer in enumerate(self.optimizers):
+            optimizer.load_state_dict(state[str(number)])
+
+
+Optimizer = torch.optim.Optimizer | Together
+
+
+def adamw(groups: Sequence[dict]) -> torch.optim.AdamW:
+    """AdamW with the short second moment that short runs want."""
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)
+
+
 class Average:
     """Exponential moving average of the trained parameters, in float32, and the way to put it in their place."""
 
@@ -62,15 +96,17 @@ def train(
     save_every: int = 200,
     clip: float = 1.0,
     report_every: int = 50,
+    make_optimizer: Callable[[Sequence[dict]], Optimizer] = adamw,
 ) -> Average:
-    """Minimise `loss_of(step, generator)` over the parameters of `groups` (AdamW groups, each with its own lr).
+    """Minimise `loss_of(step, generator)` over the parameters of `groups` (each with its own lr).
 
+    `make_optimizer` takes `groups`; the rates of its own groups are the peaks of one cycle.
     Repeating the call resumes from `checkpoint`. The generator is seeded by (seed, step), so an interrupted run
     sees the data of an unbroken one. UserError where the loss stops being finite; the last checkpoint stays. On
     return the moving average has taken the parameters' place.
     """
     parameters = [p for group in groups for p in group["params"]]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = make_optimizer(groups)
     peaks = [group["lr"] for group in optimizer.param_groups]
     average = Average(parameters, decay)
     first = _resume(checkpoint, parameters, optimizer, average)
@@ -117,7 +153,7 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         parameter.grad = mean.view_as(parameter)
 
 
-def _save(path: Path, step: int, parameters: list, optimizer: torch.optim.Optimizer, average: Average) -> None:
+def _save(path: Path, step: int, parameters: list, optimizer: Optimizer, average: Average) -> None:
     state = {
         "step": step,
         "parameters": [p.detach() for p in parameters],
@@ -129,7 +165,7 @@ def _save(path: Path, step: int, parameters: list, optimizer: torch.optim.Optimi
 
 
 @torch.no_grad()
-def _resume(path: Path, parameters: list, optimizer: torch.optim.Optimizer, average: Average) -> int:
+def _resume(path: Path, parameters: list, optimizer: Optimizer, average: Average) -> int:
     if not path.is_file():
         return 0
     state = torch.load(path, weights_only=True)

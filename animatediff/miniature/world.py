@@ -87,11 +87,16 @@ def sample_content(seed: int, split: str = "train") -> Content:
 
 @dataclass(frozen=True)
 class Clip:
-    """A content in motion at a size (height, width) in pixels; frames and ground truth are computed on demand."""
+    """A content in motion at a size (height, width) in pixels; frames and ground truth are computed on demand.
+
+    `anchored`: the motion's origin places the ground's marks, so clips that share a motion share those places.
+    Otherwise the content's own seed places them, and two clips of one motion share nothing but the motion.
+    """
 
     content: Content
     motion: Motion
     size: tuple[int, int] = (64, 64)
+    anchored: bool = True
 
     @property
     def caption(self) -> str:
@@ -101,6 +106,11 @@ class Clip:
     def unit(self) -> int:
         """Pixels per unit of length: the shorter side."""
         return min(self.size)
+
+    @property
+    def origin(self) -> Array:
+        """Where on the ground world point 0 lies: [2]."""
+        return self.motion.origin if self.anchored else np.random.default_rng([self.content.texture, 7]).random(2)
 
     def frames(self) -> NDArray[np.uint8]:
         """The clip as RGB: [f, h, w, 3], 0 to 255."""
@@ -165,9 +175,11 @@ class Clip:
         return np.array([(width - 1) / 2, (height - 1) / 2]) + points * self.unit
 
 
-def make_clip(seed: int, split: str = "train", frames: int = 16, size: tuple[int, int] = (64, 64)) -> Clip:
-    """A clip drawn from `seed`: motion and content both of `split`."""
-    return Clip(sample_content(seed, split), sample_motion(seed, split, frames=frames), size)
+def make_clip(
+    seed: int, split: str = "train", frames: int = 16, size: tuple[int, int] = (64, 64), anchored: bool = True
+) -> Clip:
+    """A clip drawn from `seed`: motion and content both of `split`. For `anchored` see `Clip`."""
+    return Clip(sample_content(seed, split), sample_motion(seed, split, frames=frames), size, anchored)
 
 
 def render(clip: Clip) -> NDArray[np.uint8]:
@@ -180,7 +192,7 @@ def render(clip: Clip) -> NDArray[np.uint8]:
     world = (screen[None] - shift[:, None, None]) / zoom[:, None, None, None]  # f h w 2
     rng = np.random.default_rng([content.texture, 5])
     still = not motion.moves_camera
-    marked = (world[:1] if still else world) + motion.origin.astype(np.float32)
+    marked = (world[:1] if still else world) + clip.origin.astype(np.float32)
     texture = _background(content.pattern, marked, rng)  # f or 1, h w
     ground = np.asarray(GROUNDS[content.ground], np.float32) + CONTRAST * texture[..., None]
     local = _to_local(world, motion)  # f h w 2
