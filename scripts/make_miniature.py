@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,12 +102,7 @@ def main() -> int:
     if arguments.dry_run:
         _print_plan(config, STAGES_ON if config.start else STAGES)
         return 0
-    if "RANK" in os.environ:
-        dist.init_process_group("gloo")
-    torch.manual_seed(config.seed)
-    make(config)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    _run(lambda: make(config))
     return 0
 
 
@@ -116,9 +111,17 @@ def _main_dit(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         _print_plan(config, dit_stages.STAGES)
         return 0
-    dit_stages.make_dit(config)
+    _run(lambda: dit_stages.make_dit(config))
     print(f"the video transformer is in {config.output}")
     return 0
+
+
+def _run(stages: Callable[[], None]) -> None:
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    stages()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _print_plan(config: MiniatureConfig | dit_stages.DitConfig, stages: Sequence[str]) -> None:
@@ -128,6 +131,7 @@ def _print_plan(config: MiniatureConfig | dit_stages.DitConfig, stages: Sequence
 
 def make(config: MiniatureConfig) -> None:
     """All stages in turn; each leaves its result in `config.work` and is skipped where that is already there."""
+    torch.manual_seed(config.seed)
     work = Path(config.work)
     if rank() == 0:
         remove_stale_parts(work)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from numpy.typing import NDArray
 from torch import Tensor
@@ -16,13 +17,14 @@ from animatediff.config import save_config
 from animatediff.errors import UserError
 from animatediff.files import atomic_folder, atomic_path, read_json, remove_stale_parts, write_json
 from animatediff.miniature.dit import FRAMES, build_dit, build_dit_scheduler, train_dit, video_importance
-from animatediff.miniature.stages import StageConfig, camera_chances, once, save_model
+from animatediff.miniature.loop import rank
+from animatediff.miniature.stages import StageConfig, camera_chances, once, save_once, wait
 from animatediff.miniature.t5 import build_t5_encoder, build_t5_tokenizer, encode_captions
 from animatediff.miniature.video_autoencoder import build_video_vae, encode_video, even_out, train_video_vae
 from animatediff.miniature.world import Clip, make_clip
 
-STAGES = ("clips.npy", "vae", "latents.pt", "frames", "video")
-ENCODED_AT_ONCE = 100
+STAGES = ("clips.npy", "vae", "first", "frames", "latents", "video")
+ENCODED_AT_ONCE = 50
 
 
 @dataclass
@@ -33,8 +35,9 @@ class DitConfig:
     output: str = "models/miniature_dit"
     seed: int = 0
     clips: int = 3000  # rendered for the VAE
-    latents: int = 8000  # clips that the transformer is trained on
-    vae: StageConfig = field(default_factory=lambda: StageConfig(900, 1, 2e-3))
+    first: int = 8000  # clips whose first frames the transformer is trained on
+    latents: int = 3000  # clips that it is trained on
+    vae: StageConfig = field(default_factory=lambda: StageConfig(600, 4, 3e-3))
     frames: StageConfig = field(default_factory=lambda: StageConfig(800, 64, 4e-3))
     video: StageConfig = field(default_factory=lambda: StageConfig(3000, 16, 4e-3))
     camera_share: float = 0.4  # of the clips drawn in the last stage: those with a moving camera
@@ -49,46 +52,41 @@ def drawn_clip(seed: int) -> Clip:
 
 def make_dit(config: DitConfig) -> None:
     """All stages in turn; each leaves its result in `config.work` and is skipped where that is already there."""
-    if min(config.clips, config.latents) < 1 or config.star_weight <= 0 or not 0 <= config.camera_share <= 1:
-        raise UserError(
-            f"clips, latents, star_weight, camera_share are {config.clips}, {config.latents}, {config.star_weight}, "
-            f"{config.camera_share}: expected at least 1, at least 1, more than 0 and a share from 0 to 1"
-        )
+    for name in ("clips", "first", "latents", "star_weight", "ground_weight"):
+        if getattr(config, name) <= 0:
+            raise UserError(f"{name} is {getattr(config, name)}, expected more than 0")
+    if not 0 <= config.camera_share <= 1:
+        raise UserError(f"camera_share is {config.camera_share}, expected a share from 0 to 1")
     work = Path(config.work)
     work.mkdir(parents=True, exist_ok=True)
-    remove_stale_parts(work)
+    if rank() == 0:
+        remove_stale_parts(work)
     torch.manual_seed(config.seed)
     tokenizer = build_t5_tokenizer()
     encoder = build_t5_encoder(tokenizer, config.seed)
     vae = _vae_stage(config, work)
-    latents = once(work / "latents.pt", lambda path: _encode(path, vae, config.latents), _read)
-    clips = [drawn_clip(seed) for seed in range(config.latents)]
-    text = encode_captions(encoder, tokenizer, [clip.caption for clip in clips])
     empty = encode_captions(encoder, tokenizer, [""])[0]
-    stars = torch.tensor([clip.content.shape == "star" for clip in clips])
-    favoured = torch.where(stars, config.star_weight, 1.0)
     transformer = build_dit()
-    if not (work / "frames").exists():
-        importance = video_importance(clips, latents.shape[-2:], 1.0)[:, :1]
-        sizes = (config.frames.steps, config.frames.batch, config.frames.learning_rate)
-        train_dit(
-            "frames", transformer, latents[:, :1], text, empty, importance, favoured,
-            *sizes, work / "frames.pt", config.seed + 1,
-        )  # fmt: skip
-        save_model(transformer, work / "frames")
-    transformer = CogVideoXTransformer3DModel.from_pretrained(work / "frames")
-    if not (work / "video").exists():
-        importance = video_importance(clips, latents.shape[-2:], config.ground_weight)
-        chances = favoured * camera_chances([clip.motion.moves_camera for clip in clips], config.camera_share)
-        sizes = (config.video.steps, config.video.batch, config.video.learning_rate)
-        train_dit(
-            "video", transformer, latents, text, empty, importance, chances,
-            *sizes, work / "video.pt", config.seed + 2,
-        )  # fmt: skip
-        save_model(transformer, work / "video")
-    transformer = CogVideoXTransformer3DModel.from_pretrained(work / "video")
-    export_dit(Path(config.output), vae, encoder, tokenizer, transformer)
-    save_config(config, Path(config.output) / "config.yaml")
+    for name, stage, count, frames in (
+        ("frames", config.frames, config.first, 1),
+        ("video", config.video, config.latents, FRAMES),
+    ):
+        if not (work / name).exists():
+            clips = [drawn_clip(seed) for seed in range(count)]
+            latents = _latents(work / ("first" if frames == 1 else "latents"), vae, count, frames)
+            text = encode_captions(encoder, tokenizer, [clip.caption for clip in clips])
+            ground = 1.0 if frames == 1 else config.ground_weight
+            importance = video_importance(clips, latents.shape[-2:], ground)[:, : latents.shape[1]]
+            chances = torch.tensor([config.star_weight if clip.content.shape == "star" else 1.0 for clip in clips])
+            if frames > 1:
+                chances *= camera_chances([clip.motion.moves_camera for clip in clips], config.camera_share)
+            sizes = (stage.steps, stage.batch, stage.learning_rate, work / f"{name}.pt", config.seed + frames)
+            train_dit(name, transformer, latents, text, empty, importance, chances, *sizes)
+            save_once(transformer, work / name)
+        transformer = CogVideoXTransformer3DModel.from_pretrained(work / name)
+    if rank() == 0:
+        export_dit(Path(config.output), vae, encoder, tokenizer, transformer)
+        save_config(config, Path(config.output) / "config.yaml")
 
 
 def _vae_stage(config: DitConfig, work: Path) -> AutoencoderKLCogVideoX:
@@ -99,13 +97,13 @@ def _vae_stage(config: DitConfig, work: Path) -> AutoencoderKLCogVideoX:
         checkpoint = work / "vae.pt"
         train_video_vae(vae, clips, centres, stage.steps, stage.batch, stage.learning_rate, checkpoint, config.seed)
         even_out(vae, clips[:100])
-        save_model(vae, work / "vae")
+        save_once(vae, work / "vae")
     return AutoencoderKLCogVideoX.from_pretrained(work / "vae").eval()
 
 
-def _rendered(start: int, end: int) -> NDArray[np.uint8]:
-    """The clips of the seeds from `start` to before `end` [n, f, h, w, 3]."""
-    return np.stack([drawn_clip(seed).frames() for seed in range(start, end)])
+def _rendered(start: int, end: int, frames: int = FRAMES) -> NDArray[np.uint8]:
+    """The first `frames` frames of the clips of the seeds from `start` to before `end` [n, f, h, w, 3]."""
+    return np.stack([drawn_clip(seed).frames()[:frames] for seed in range(start, end)])
 
 
 def _render(path: Path, count: int) -> None:
@@ -118,15 +116,21 @@ def _map(path: Path) -> NDArray[np.uint8]:
     return np.load(path, mmap_mode="r")
 
 
-def _encode(path: Path, vae: AutoencoderKLCogVideoX, count: int) -> None:
+def _latents(folder: Path, vae: AutoencoderKLCogVideoX, count: int, frames: int) -> Tensor:
+    """Latents of the first `frames` frames of `count` clips [n, F, c, h, w], float16.
+
+    They are written in parts of ENCODED_AT_ONCE clips, which the processes share out; parts that are there stay.
+    """
     starts = range(0, count, ENCODED_AT_ONCE)
-    latents = [encode_video(vae, _rendered(start, min(count, start + ENCODED_AT_ONCE))).half() for start in starts]
-    with atomic_path(path) as part:
-        torch.save(torch.cat(latents), part)
-
-
-def _read(path: Path) -> Tensor:
-    return torch.load(path, weights_only=True)
+    parts = [folder / f"{start:06d}-{min(count, start + ENCODED_AT_ONCE):06d}.pt" for start in starts]
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    for start, path in list(zip(starts, parts, strict=True))[rank() :: processes]:
+        if not path.exists():
+            clips = _rendered(start, min(count, start + ENCODED_AT_ONCE), frames)
+            with atomic_path(path) as part:
+                torch.save(encode_video(vae, clips).half(), part)
+    wait()
+    return torch.cat([torch.load(path, weights_only=True) for path in parts])
 
 
 def export_dit(
@@ -136,13 +140,13 @@ def export_dit(
     tokenizer: T5Tokenizer,
     transformer: CogVideoXTransformer3DModel,
 ) -> None:
-    """Write a diffusers folder with the layout of CogVideoX-2b, networks in half precision."""
+    """Write a diffusers folder with the layout of CogVideoX-2b, VAE and transformer in half precision."""
     tokenizer.backend_tokenizer.no_truncation()  # calls before this one have left their padding and length in it
     tokenizer.backend_tokenizer.no_padding()
-    parts = {"vae": vae, "text_encoder": encoder, "transformer": transformer}
+    parts = {"vae": vae.half(), "text_encoder": encoder, "transformer": transformer.half()}
     for name, network in parts.items():
         with atomic_folder(folder / name) as part:
-            network.half().save_pretrained(part)
+            network.save_pretrained(part)
             written = read_json(part / "config.json")
             written.pop("_name_or_path", None)  # where it lay on this machine
             write_json(part / "config.json", written)

@@ -57,6 +57,13 @@ def save_model(model: ModelMixin | PreTrainedModel, folder: Path) -> None:
         model.save_pretrained(part)
 
 
+def save_once(model: ModelMixin | PreTrainedModel, folder: Path) -> None:
+    """`save_model` in the first process; the others wait for it."""
+    if rank() == 0:
+        save_model(model, folder)
+    wait()
+
+
 def wait() -> None:
     """Until every process of a distributed run is here."""
     if dist.is_initialized():

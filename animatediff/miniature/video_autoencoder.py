@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from animatediff.miniature.loop import train
+from animatediff.miniature.muon import muon
 
 CHANNELS = 8  # of the latents
 SPACE, TIME = 4, 4  # pixels and frames to a latent, along each axis
-CROP, WINDOW = 32, 9  # of the pieces around the subject: pixels a side, frames
-PIECES = 16  # to each whole clip
+VIEW = 48  # pixels a side of a view of a whole clip
+CROP, WINDOW = 32, 9  # of a piece around the subject: pixels a side, frames
 SQUARED = 4.0
 KL = 5e-5
 
@@ -79,14 +80,18 @@ def train_video_vae(
 ) -> None:
     """Train `vae` on `clips` [n, f, h, w, 3]; resumes from `checkpoint`.
 
-    A step takes `batch` whole clips and PIECES times as many pieces around the subject, WINDOW frames of CROP x CROP
-    pixels; the subject's centre is centres [n, f, 2] in pixels (x, y). Subjects fill a fifteenth of a frame and would
-    be learnt last.
+    A step takes a view of one clip, VIEW x VIEW pixels of all its frames, and `batch` pieces around the subject, WINDOW
+    frames of CROP x CROP pixels; the subject's centre is centres [n, f, 2] in pixels (x, y). Subjects fill a fifteenth
+    of a frame and would be learnt last.
     """
     height, width = clips.shape[2:4]
 
-    def pieces(generator: torch.Generator) -> NDArray[np.uint8]:
-        count = batch * PIECES
+    def view(generator: torch.Generator) -> NDArray[np.uint8]:
+        clip = int(torch.randint(len(clips), (), generator=generator))
+        y, x = (int(torch.randint(side - VIEW + 1, (), generator=generator)) for side in (height, width))
+        return clips[clip : clip + 1, :, y : y + VIEW, x : x + VIEW]
+
+    def pieces(count: int, generator: torch.Generator) -> NDArray[np.uint8]:
         chosen = torch.randint(len(clips), (count,), generator=generator).numpy()
         first = torch.randint(clips.shape[1] - WINDOW + 1, (count,), generator=generator).numpy()
         jitter = torch.randint(-8, 9, (count, 2), generator=generator).numpy()
@@ -96,11 +101,23 @@ def train_video_vae(
         return np.stack([clips[n, f : f + WINDOW, y : y + CROP, x : x + CROP] for n, f, (x, y) in places])
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        whole = clips[torch.randint(len(clips), (batch,), generator=generator).numpy()]
-        parts = video_vae_loss(vae, to_video(pieces(generator)), generator)
-        return parts + video_vae_loss(vae, to_video(whole), generator)
+        parts = video_vae_loss(vae, to_video(pieces(batch, generator)), generator)
+        return parts + video_vae_loss(vae, to_video(view(generator)), generator)
 
-    train("vae", [{"params": list(vae.parameters()), "lr": lr}], loss_of, steps, checkpoint, seed, save_every=100)
+    train(
+        "vae",
+        [{"params": list(vae.parameters()), "lr": lr}],
+        loss_of,
+        steps,
+        checkpoint,
+        seed,
+        save_every=100,
+        make_optimizer=lambda groups: muon(vae, lr, _at_the_pixels),
+    )
+
+
+def _at_the_pixels(name: str) -> bool:
+    return name.startswith(("encoder.conv_in", "decoder.conv_out"))
 
 
 @torch.no_grad()
