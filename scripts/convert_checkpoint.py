@@ -11,20 +11,16 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from animatediff.config import load_config
 from animatediff.console import run_command
 from animatediff.errors import UserError
 from animatediff.files import atomic_folder, atomic_path
-from animatediff.inference.run import InferenceConfig, locate, located
+from animatediff.inference.run import read_run
 from animatediff.models.adapter import Adapter
 from animatediff.models.checkpoints import (
     StateDict,
@@ -33,7 +29,14 @@ from animatediff.models.checkpoints import (
     read_state_dict,
     split_adapter,
 )
-from animatediff.pipelines.backbones.sd15 import load_adapter, load_components, load_saved_adapter, published_sites
+from animatediff.pipelines.backbones.sd15 import load_components
+from animatediff.pipelines.efficientmt.loading import (
+    EfficientMTFiles,
+    load_adapter,
+    load_saved_adapter,
+    published_sites,
+)
+from animatediff.project import locate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,7 +89,7 @@ def _overrides(path: Path, rest: StateDict, config: str | None) -> StateDict:
             f"{path} holds {len(rest)} weights besides the adapter (first {next(iter(rest))}); give --config, which "
             "names the backbone, so that those equal to it can be dropped"
         )
-    unet = load_components(located(load_config(InferenceConfig, locate(config)))).unet
+    unet = load_components(read_run([locate(config)]).part(EfficientMTFiles)).unet
     return {key: value.data for key, value in load_adapter(unet, str(path)).named_overrides()}
 
 

@@ -52,7 +52,8 @@ from animatediff.miniature.stages import StageConfig, camera_chances, once, save
 from animatediff.miniature.text import build_text_encoder, build_tokenizer, encode_text, tokenize
 from animatediff.miniature.world import make_clip, sample_content
 from animatediff.models import VideoUNet
-from animatediff.pipelines.backbones.sd15 import Components, Weights, load_components
+from animatediff.pipelines.backbones.sd15 import Components, load_components
+from animatediff.pipelines.efficientmt.loading import EfficientMTFiles
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "training"
 CONFIG, DIT_CONFIG = CONFIGS / "miniature_base.yaml", CONFIGS / "miniature_dit.yaml"
@@ -165,7 +166,7 @@ def _load_start(folder: Path, work: Path) -> Components:
     if (work / "vae").exists():
         raise UserError(f"work is {work}, which holds a run from nothing; give a run with start={folder} its own work")
     motion_modules = folder / "Motion_Module" / "mm.safetensors"
-    loaded = load_components(Weights(str(folder / "StableDiffusion"), str(motion_modules)))
+    loaded = load_components(EfficientMTFiles(str(folder / "StableDiffusion"), str(motion_modules)))
     if loaded.prediction_type != PREDICTS:
         raise UserError(f"start is {folder}, whose UNet has {loaded.prediction_type}; this script trains {PREDICTS}")
     return loaded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 
 from animatediff.data.export import save_video
-from animatediff.pipelines.backbones.sd15 import Weights, load_pipeline
+from animatediff.inference import cli
+from animatediff.pipelines.efficientmt import method
+from animatediff.pipelines.efficientmt.loading import EfficientMTFiles as Files
+from animatediff.pipelines.efficientmt.loading import load_pipeline
 from animatediff.pipelines.efficientmt.pipeline import EfficientMTPipeline
 from tests.goldens import write_tiny_layout
 
@@ -24,9 +27,9 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """The published layout at a tiny size; every file holds different values for the same parameter."""
-    return Weights(**write_tiny_layout(tmp_path_factory.mktemp("layout")))
+    return Files(**write_tiny_layout(tmp_path_factory.mktemp("layout")))
 
 
 @pytest.fixture(scope="session")
@@ -50,17 +53,17 @@ def load_once() -> Callable[..., EfficientMTPipeline]:
     """`load_pipeline`, which gives the same pipeline for the same files: loading has tests of its own."""
     loaded: dict[str, EfficientMTPipeline] = {}
 
-    def load(weights: Weights, *settings) -> EfficientMTPipeline:
-        key = repr([[getattr(weights, field.name) for field in fields(Weights)], *settings])
+    def load(weights: Files, **settings) -> EfficientMTPipeline:
+        key = repr([weights, settings])
         if key not in loaded:
-            loaded[key] = load_pipeline(weights, *settings)
+            loaded[key] = load_pipeline(weights, **settings)
         return loaded[key]
 
     return load
 
 
 @pytest.fixture
-def small_config(tiny_weights: Weights, tmp_path: Path) -> Path:
+def small_config(tiny_weights: Files, tmp_path: Path) -> Path:
     """A configuration of inference.py: the tiny layout, 2 frames, 2 steps."""
     lines = {key: value for key, value in asdict(tiny_weights).items() if value}
     small = {"num_frames": 2, "height": 32, "width": 32, "num_inference_steps": 2, "device": "cpu"}
@@ -71,16 +74,29 @@ def small_config(tiny_weights: Weights, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def command(small_config: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, load_once) -> Callable[..., int]:
-    """inference.main with `small_config` on `clip`, in an empty current folder."""
-    import inference
-
-    monkeypatch.setattr(inference, "load_pipeline", load_once)
+    """inference.py's main with `small_config` on `clip`, in an empty current folder."""
+    monkeypatch.setattr(method, "load_pipeline", load_once)
     monkeypatch.chdir(small_config.parent)
 
     def call(*arguments: str, prompt: str | None = "a red star", reference: Path | str | None = clip) -> int:
         flags = ["--config", str(small_config)]
         flags += [] if prompt is None else ["--prompt", prompt]
         flags += [] if reference is None else ["--ref_video_path", str(reference)]
-        return inference.main([*flags, *arguments])
+        return cli.main([*flags, *arguments])
 
     return call
+
+
+@pytest.fixture(scope="session")
+def video_layouts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """kind (2b, 5b, wan) -> the folder of a tiny base of that layout, written once; not to be changed."""
+    from tests.video_layouts import write_layout
+
+    written: dict[str, Path] = {}
+
+    def layout(kind: str) -> Path:
+        if kind not in written:
+            written[kind] = write_layout(tmp_path_factory.mktemp("video_layout") / kind, kind)
+        return written[kind]
+
+    return layout

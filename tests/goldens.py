@@ -68,7 +68,7 @@ def keys(name: str, folder: Path = EFFICIENTMT) -> dict[str, list[int]]:
 
 
 def write_tiny_layout(folder: Path) -> dict[str, str]:
-    """Write every file of the published layout at a tiny size; returns the `Weights` paths. Values differ by file."""
+    """Write every file of the published layout at a tiny size; returns the `Files` paths. Values differ by file."""
     with gzip.open(EFFICIENTMT / "tiny_layout.json.gz") as file:
         layout = json.load(file)
     base = folder / "StableDiffusion" / "stable-diffusion-v1-5"

@@ -12,7 +12,9 @@ import torch
 from animatediff.errors import UserError
 from animatediff.models.adapter import Adapter
 from animatediff.models.checkpoints import read_state_dict
-from animatediff.pipelines.backbones.sd15 import Weights, load_adapter, load_components
+from animatediff.pipelines.backbones.sd15 import load_components
+from animatediff.pipelines.efficientmt.loading import EfficientMTFiles as Files
+from animatediff.pipelines.efficientmt.loading import load_adapter
 from tests.disk import small_disk  # noqa: F401
 
 SITE = "up_blocks.1.motion_modules.0.transformer_blocks.0"
@@ -28,7 +30,7 @@ def convert():
 
 
 @pytest.fixture(scope="module")
-def published(tiny_weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+def published(tiny_weights: Files, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
     """A published file that holds the adapter alone, half precision, with its training steps."""
     state = read_state_dict(tiny_weights.ckpt_path)
     sites = {key.partition(".scaler.")[0] for key in state if ".scaler." in key}
@@ -59,7 +61,7 @@ def test_round_trip_without_a_backbone(convert, published, tmp_path: Path):
     assert all(torch.equal(value, state[key]) for key, value in back["state_dict"].items())
 
 
-def test_the_folder_is_the_checkpoint(convert, tiny_weights: Weights, tmp_path: Path):
+def test_the_folder_is_the_checkpoint(convert, tiny_weights: Files, tmp_path: Path):
     """A file with more than the adapter: against its backbone, folder and file load to the same."""
     config = tmp_path / "run.yaml"
     config.write_text(json.dumps({key: value for key, value in vars(tiny_weights).items() if value}))
@@ -91,7 +93,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(convert, published, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_refusals(convert, published, tiny_weights: Weights, tmp_path: Path):
+def test_refusals(convert, published, tiny_weights: Files, tmp_path: Path):
     path, state = published
     (tmp_path / "there").mkdir()
     with pytest.raises(UserError, match="there is there already; remove it or choose another name"):

@@ -17,7 +17,7 @@ from animatediff.errors import UserError
 from animatediff.miniature.text import build_tokenizer
 from animatediff.models import Adapter, VideoUNet, build_unet
 from animatediff.models.adapter import site_paths
-from animatediff.pipelines.backbones.sd15 import build_scheduler
+from animatediff.pipelines.backbones.schedulers import build_scheduler
 from animatediff.pipelines.efficientmt.pipeline import EfficientMTPipeline
 
 M = TypeVar("M", bound=nn.Module)

@@ -27,7 +27,7 @@ from animatediff.files import write_json
 from animatediff.miniature.text import build_tokenizer
 from animatediff.models import Adapter, build_unet
 from animatediff.models.checkpoints import original_name
-from animatediff.pipelines.backbones.sd15 import Weights, load_pipeline
+from animatediff.pipelines.efficientmt.loading import EfficientMTFiles, load_pipeline
 
 PUBLISHED_STEPS = 25
 PROMPTS = 10
@@ -76,7 +76,7 @@ def compare_prompts(seconds: Mapping[str, float], prompts: int) -> dict[str, flo
     return {"single_runs": singles, "one_run": together, "ratio": together / singles}
 
 
-def run_phases(setup: Setup, weights: Weights, folder: str, launched: float) -> dict[str, float]:
+def run_phases(setup: Setup, weights: EfficientMTFiles, folder: str, launched: float) -> dict[str, float]:
     """Seconds of every phase, for a process that was launched at `launched` (seconds since the epoch)."""
     imported = time.time() - launched
     phases = Phases()
@@ -121,7 +121,7 @@ def run_phases(setup: Setup, weights: Weights, folder: str, launched: float) -> 
     return {"start-up": imported + loading, **phases.seconds}
 
 
-def write_blank_weights(setup: Setup, folder: Path) -> Weights:
+def write_blank_weights(setup: Setup, folder: Path) -> EfficientMTFiles:
     """Weight files in the published layout and of the setup's shapes, all zeros, sparse on the disk."""
     base = folder / "base"
     with init_empty_weights():
@@ -143,7 +143,7 @@ def write_blank_weights(setup: Setup, folder: Path) -> Weights:
     write_json(base / "text_encoder" / "config.json", setup.shapes.text_encoder)
     write_json(folder / "adapter" / "config.json", {"site_channels": adapter.config.site_channels})
     build_tokenizer().save_pretrained(base / "tokenizer")
-    return Weights(str(base), str(folder / "mm.safetensors"), ckpt_path=str(folder / "adapter"))
+    return EfficientMTFiles(str(base), str(folder / "mm.safetensors"), ckpt_path=str(folder / "adapter"))
 
 
 def write_blank(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:

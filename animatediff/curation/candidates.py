@@ -19,7 +19,7 @@ from animatediff.data.video import read_frames
 from animatediff.errors import UserError, one_line
 from animatediff.files import atomic_path
 from animatediff.inference.jobs import Job, plan, read_jobs
-from animatediff.inference.run import InferenceConfig
+from animatediff.pipelines.method import Run
 
 JOBS = "jobs.jsonl"
 
@@ -95,9 +95,7 @@ def _grouped_clips(manifest: Path) -> list[tuple[Path, str, str]]:
     return found
 
 
-def write_jobs(
-    out: Path, sources: Sequence[Source], prompts: Sequence[str], config: InferenceConfig, seeds: int
-) -> list[Job]:
+def write_jobs(out: Path, sources: Sequence[Source], prompts: Sequence[str], config: Run, seeds: int) -> list[Job]:
     """Write the job list of all candidates into `out` and return it planned: outputs, and what is already there."""
     rows = [
         {"ref_video_path": str(source.path), "prompt": prompt, "seed": config.seed + i}
@@ -113,7 +111,7 @@ def write_jobs(
     return jobs
 
 
-def reference_frames(source: Source, config: InferenceConfig) -> np.ndarray:
+def reference_frames(source: Source, config: Run) -> np.ndarray:
     """The frames of a clip that a candidate's frames belong to one by one, in the clip's own size (f h w 3)."""
     return read_frames(source.path, config.num_frames, start=config.start, duration=config.duration).frames
 

@@ -1,20 +1,36 @@
-"""inference.py's flags, how they become a configuration, and what a dry run tells."""
+"""inference.py and `efficientmt infer`: flags, what a dry run tells, and the jobs of one command."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import itertools
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from animatediff.config import load_config, nearest, override_config, to_dict, to_yaml, update_config
-from animatediff.errors import UserError
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm import tqdm
+
+from animatediff.config import nearest, read_layers, to_dict, to_yaml
+from animatediff.errors import UserError, one_line
 from animatediff.files import read_json
-from animatediff.inference.jobs import FAILED, Job, plan
-from animatediff.inference.run import InferenceConfig, locate, located, missing_weights
-from animatediff.pipelines.backbones.sd15 import weight_files
+from animatediff.inference.engine import Engine, Extracted, free_memory
+from animatediff.inference.jobs import ALREADY_DONE, DONE, FAILED, TO_DO, Job, plan, read_jobs, share, table
+from animatediff.inference.outputs import write
+from animatediff.inference.run import missing_weights, read_run, reference_key, run_of, weight_files
+from animatediff.pipelines.method import UNTRAINED, Run
+from animatediff.project import PROJECT, locate
 
-DEFAULT_CONFIG = "configs/inference/miniature.yaml"
+DEFAULT_CONFIG = "configs/inference/default.yaml"
+MOVED = "configs/moved.yaml"  # old place of a YAML: its place now
+FLAGS = ("ckpt_path", "ref_video_path", "prompt")  # the published program's
+WAIT = timedelta(days=30)  # how long a process whose jobs are done waits for another that is still at work
 
 
 class _Parser(argparse.ArgumentParser):
@@ -24,10 +40,39 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see python inference.py --help")
 
 
+def main(arguments: Sequence[str] | None = None, description: str | None = None) -> int:
+    """Run the command; returns the exit status: 0 all done, 1 some jobs failed or files are missing."""
+    options = parse(arguments, description)
+    run = read_config(options)
+    jobs = read_jobs(locate(options.jobs), run) if options.jobs else [Job(run, "the command line")]
+    if options.dry_run:
+        return dry_run(run, jobs)
+    state = join_processes(run.device)
+    if state.is_main_process:
+        plan(jobs)
+    jobs = broadcast_object_list([jobs])[0]
+    if not options.jobs and jobs[0].status == FAILED:
+        raise UserError(jobs[0].note)
+    settled = [job for job in jobs if job.status != TO_DO]
+    todo = share([job for job in jobs if job.status == TO_DO], state.process_index, state.num_processes)
+    mine = make_all(Engine(run, references=1), todo, keep_going=bool(options.jobs))
+    ended = settled + _gathered(mine, len(jobs) - len(settled))
+    if state.is_main_process:
+        if options.jobs:
+            print(table(ended))
+        elif ended[0].status == ALREADY_DONE:
+            print(f"already done: {ended[0].output}; overwrite=true makes it again")
+    return 1 if any(job.status == FAILED for job in ended) else 0
+
+
 def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.Namespace:
     """The command line of inference.py; UserError for flags that do not exist, with the nearest one or the key."""
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--config", default=DEFAULT_CONFIG, help=f"YAML of the run (default {DEFAULT_CONFIG})")
+    parser.add_argument(
+        "--config",
+        action="append",
+        help=f"YAML of the run (default {DEFAULT_CONFIG}); given several times, a later one is laid over an earlier",
+    )
     parser.add_argument("--ckpt_path", help="the adapter: a published .ckpt or a saved folder")
     parser.add_argument("--ref_video_path", help="the reference: a video file or a folder of frames")
     parser.add_argument("--prompt", help="what the new video shows")
@@ -35,42 +80,162 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
     parser.add_argument("--dry-run", action="store_true", help="print the configuration and files, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the YAML")
     options, unknown = parser.parse_known_intermixed_args(arguments)
+    options.config = options.config or [DEFAULT_CONFIG]
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
-        if name in to_dict(InferenceConfig()):
+        if name in to_dict(run_of([])):
             raise UserError(f"'{unknown[0]}' is a key, not a flag; write {name}=value")
         flags = [flag for action in parser._actions for flag in action.option_strings]
         raise UserError(f"unknown flag '{unknown[0]}'; {nearest(unknown[0], flags)}")
     return options
 
 
-def read_config(options: argparse.Namespace) -> InferenceConfig:
-    """The run's configuration: a YAML, or the JSON beside an output, then key=value, then the published flags."""
-    path = locate(options.config)
-    if path.endswith(".json"):
+def read_config(options: argparse.Namespace) -> Run:
+    """The command's run: YAMLs, or the JSON beside an output, then key=value, then the published flags."""
+    given = {key: getattr(options, key) for key in FLAGS if getattr(options, key) is not None}
+    paths = [find_config(path) for path in options.config]
+    if not any(path.endswith(".json") for path in paths):
+        return read_run(paths, options.overrides, given)
+    layers: list[tuple[str, Any]] = []
+    for path in paths:
+        if not path.endswith(".json"):
+            layers += read_layers(path)
+            continue
         written = read_json(path)
         if not isinstance(written, dict) or not isinstance(written.get("config"), dict):
             raise UserError(f"{path} has no 'config'; give a YAML, or the JSON that was written beside an output")
-        config = override_config(update_config(InferenceConfig(), written["config"], path), options.overrides)
-    else:
-        config = load_config(InferenceConfig, path, options.overrides)
-    flags = {key: getattr(options, key) for key in ("ckpt_path", "ref_video_path", "prompt")}
-    given = {key: value for key, value in flags.items() if value is not None}
-    return located(update_config(config, given, "the command line"))
+        layers.append((path, written["config"]))
+    return run_of(layers, options.overrides, given)
 
 
-def dry_run(config: InferenceConfig, jobs: Sequence[Job]) -> int:
+def find_config(path: str) -> str:
+    """Where the configuration `path` lies, looked up as it stands, in this project, and by its earlier places."""
+    found = locate(path)
+    if Path(found).exists():
+        return found
+    for _, table_of_places in read_layers(PROJECT / MOVED):
+        for old, new in table_of_places.value:  # type: ignore[union-attr]
+            if Path(path).as_posix().removeprefix("./") == old.value:
+                print(f"{path} is {new.value} now")
+                return str(PROJECT / new.value)
+    return found
+
+
+def dry_run(run: Run, jobs: Sequence[Job]) -> int:
     """Print the resolved configuration, every file it would read, present or missing, and what each job would write.
 
     Returns 0 where the run could start, else 1.
     """
     plan(jobs)
-    print(to_yaml(config))
-    missing = missing_weights(config)
-    for name, path in weight_files(config).items():
-        print(f"MISSING  {missing[name]}" if name in missing else f"present  {name}: {path}")
-    for path in dict.fromkeys(Path(job.config.ref_video_path) for job in jobs if job.config.ref_video_path):
+    print(to_yaml(run))
+    missing = missing_weights(run)
+    for file in weight_files(run):
+        if file.what in missing:
+            print(f"MISSING  {missing[file.what]}")
+        elif file.path.exists():
+            print(f"present  {file.what}: {file.path}")
+    for path in dict.fromkeys(Path(job.run.ref_video_path) for job in jobs if job.run.ref_video_path):
         print(f"{'present' if path.exists() else 'MISSING':8} reference: {path}")
     for job in jobs:
         print(f"{'BAD' if job.status == FAILED else job.status:8} {job.label}: {job.note or job.output}")
     return 1 if missing or any(job.status == FAILED for job in jobs) else 0
+
+
+def make_all(engine: Engine, jobs: Sequence[Job], keep_going: bool) -> list[Job]:
+    """Make every job's video, models loaded once, each reference extracted once; returns the jobs, ended.
+
+    With `keep_going` one job's failure does not stop the others; without, it is raised.
+    """
+    if not jobs:
+        return []
+    quiet = not PartialState().is_main_process
+    load(engine, quiet)
+    done = 0
+    for _, group in itertools.groupby(jobs, key=lambda job: reference_key(job.run)):
+        extracted: Extracted | None = None
+        for job in group:
+            start = time.perf_counter()
+            try:
+                extracted = extracted or extract(engine, job)
+                make(engine, job, extracted, quiet)
+                job.ended(DONE, seconds=time.perf_counter() - start)
+            except Exception as error:
+                if not keep_going:
+                    raise
+                job.ended(FAILED, _describe(error), time.perf_counter() - start)
+            if job.status == FAILED:  # outside the handler, whose traceback holds tensors
+                free_memory(engine.device)
+            done += 1
+            if not quiet:
+                print(f"[{done}/{len(jobs)}] {job.status} in {job.seconds:.1f} s: {job.note or job.output}", flush=True)
+    return list(jobs)
+
+
+def load(engine: Engine, quiet: bool = False) -> None:
+    """Load the models and say what a user should know of them."""
+    started = time.perf_counter()
+    engine.load()
+    if quiet:
+        return
+    name = next((str(file.path) for file in weight_files(engine.run)), engine.run.method)
+    name = getattr(engine.run, "pretrained_model_path", name)
+    dtype = engine.run.dtype
+    print(f"loaded {name} on {engine.device} in {time.perf_counter() - started:.1f} s ({dtype})")
+    for line in engine.notes:
+        print(line)
+    if UNTRAINED in engine.facts():
+        print(f"{UNTRAINED}: {engine.facts()[UNTRAINED]}")
+
+
+def extract(engine: Engine, job: Job) -> Extracted:
+    """The reference of `job`, and its warnings on stderr."""
+    extracted = engine.extract(job.run)
+    warn(extracted.warnings)
+    return extracted
+
+
+def make(engine: Engine, job: Job, extracted: Extracted, quiet: bool = False) -> None:
+    """Generate one video, with a bar, and write it."""
+    with tqdm(desc="sampling", leave=False, disable=quiet or None) as bar:
+
+        def stepped(step: int, steps: int, _latents: Any) -> None:
+            bar.total = steps
+            bar.update(step + 1 - bar.n)
+
+        result = engine.make(job.run, extracted, stepped)
+    warn(result.warnings[len(extracted.warnings) :])
+    write(job, result)
+
+
+def join_processes(device: str) -> PartialState:
+    """The processes that share the jobs: one, or those that a launcher started, on CPUs where there is no CUDA."""
+    return PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=WAIT)
+
+
+def warn(lines: Iterable[str]) -> None:
+    """Each line as a warning on stderr."""
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr)
+
+
+def _gathered(mine: list[Job], expected: int) -> list[Job]:
+    """The ended jobs of all processes. UserError where another process is gone: its jobs are then not done."""
+    try:
+        return gather_object(mine)
+    except RuntimeError as error:  # what torch raises when the other end of a connection has closed
+        raise LostProcess(
+            f"another process of this command is gone; {len(mine)} of {expected} jobs were done here, run the same "
+            f"command again for the rest ({one_line(error)[:80]})"
+        ) from error
+
+
+class LostProcess(UserError):
+    """A process that shared the jobs has ended before its share was done."""
+
+
+def _describe(error: Exception) -> str:
+    """What the summary says of a failure; a defect of ours shows its traceback, too."""
+    if isinstance(error, UserError):
+        return one_line(error)
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from animatediff.config import update_config
 from animatediff.data.export import safe_name
 from animatediff.errors import UserError
 from animatediff.files import parse_object, read_json, read_lines
-from animatediff.inference.run import (
-    LOADED_ONCE,
-    InferenceConfig,
-    check,
-    check_output,
-    content_hash,
-    fingerprint,
-    located,
-    reference_key,
-)
+from animatediff.inference.run import check, check_output, content_hash, fingerprint, lay_over, reference_key
+from animatediff.pipelines.method import Run
 
-ALIASES = {"video_path": "ref_video_path", "new_prompt": "prompt"}  # names of other programs' job lists
+WISHES = ("gif", "frames", "side_by_side", "overwrite")  # keys that add to a video, and do not change it
 TO_DO, DONE, ALREADY_DONE, REPEATED, FAILED = STATUSES = "to do", "done", "already done", "repeated", "failed"
 
 
 @dataclass
 class Job:
-    """One video to make: its resolved configuration, where it came from, where it goes, and how it stands."""
+    """One video to make: its resolved run, where it came from, where it goes, and how it stands."""
 
-    config: InferenceConfig
+    run: Run
     label: str
     number: int = 1  # in the list, from 1
     status: str = TO_DO
@@ -58,8 +48,8 @@ class Job:
         return self.output.with_stem(f"{self.output.stem}-beside")
 
     def results(self) -> list[Path]:
-        """Everything this job writes, its sidecar, which is written last, last."""
-        asked = {self.gif: self.config.gif, self.frames: self.config.frames, self.beside: self.config.side_by_side}
+        """Everything this job writes, in the order of writing: the sidecar closes it."""
+        asked = {self.gif: self.run.gif, self.frames: self.run.frames, self.beside: self.run.side_by_side}
         return [self.output, *(path for path, wanted in asked.items() if wanted), self.sidecar]
 
     def is_finished(self) -> bool:
@@ -72,8 +62,8 @@ class Job:
         return self
 
 
-def read_jobs(path: str | Path, config: InferenceConfig) -> list[Job]:
-    """Jobs from a JSON Lines file; each line is laid over `config`. A bad line becomes a failed Job.
+def read_jobs(path: str | Path, run: Run) -> list[Job]:
+    """Jobs from a JSON Lines file; each line is laid over `run`. A bad line becomes a failed Job.
 
     UserError where the file cannot be read or holds no job.
     """
@@ -81,9 +71,9 @@ def read_jobs(path: str | Path, config: InferenceConfig) -> list[Job]:
     for number, (line, text) in enumerate(read_lines(path), start=1):
         label = f"{path} line {line}"
         try:
-            jobs.append(Job(_lay_over(config, parse_object(text, label), label), label, number))
+            jobs.append(Job(lay_over(run, parse_object(text, label), label), label, number))
         except UserError as error:
-            jobs.append(Job(config, label, number).ended(FAILED, str(error)))
+            jobs.append(Job(run, label, number).ended(FAILED, str(error)))
     if not jobs:
         raise UserError(f"{path} holds no jobs; expected one JSON object a line with ref_video_path and prompt")
     return jobs
@@ -101,26 +91,35 @@ def plan(jobs: Sequence[Job]) -> None:
         if job.status == FAILED:
             continue
         try:
-            check(job.config)
-            job.reference_sha256 = sha256(Path(job.config.ref_video_path))
-            job.fingerprint = fingerprint(job.config, sha256)
+            check(job.run)
+            job.reference_sha256 = sha256(Path(job.run.ref_video_path))
+            job.fingerprint = fingerprint(job.run, sha256)
             job.output = _free_name(job, taken)
             check_output(job.output.parent)
         except UserError as error:
             job.ended(FAILED, str(error))
             continue
         if job.output in taken:
+            _merge_wishes(taken[job.output], job)
             job.ended(REPEATED, f"the same as job {taken[job.output].number}")
-        elif job.is_finished() and not job.config.overwrite:
+        elif job.is_finished() and not job.run.overwrite:
             job.ended(ALREADY_DONE)
         taken.setdefault(job.output, job)
+
+
+def _merge_wishes(first: Job, other: Job) -> None:
+    """Let `first` write what `other`, the same video, asks for beside it, too."""
+    wishes = {name: getattr(first.run, name) or getattr(other.run, name) for name in WISHES}
+    first.run = replace(first.run, **wishes)
+    if first.status == ALREADY_DONE and (first.run.overwrite or not first.is_finished()):
+        first.status = TO_DO
 
 
 def by_reference(jobs: Sequence[Job]) -> list[Job]:
     """The jobs with those of one reference next to each other, references in order of first appearance."""
     groups: dict[str, list[Job]] = {}
     for job in jobs:
-        groups.setdefault(reference_key(job.config), []).append(job)
+        groups.setdefault(reference_key(job.run), []).append(job)
     return [job for group in groups.values() for job in group]
 
 
@@ -142,25 +141,15 @@ def table(jobs: Sequence[Job]) -> str:
     return "\n".join(["", *lines, f"{len(jobs)} jobs: {', '.join(totals)}"])
 
 
-def _lay_over(config: InferenceConfig, row: dict[str, Any], label: str) -> InferenceConfig:
-    row = {ALIASES.get(key, key): value for key, value in row.items()}
-    fixed = sorted(LOADED_ONCE & row.keys())
-    if fixed:
-        raise UserError(
-            f"{label} sets '{fixed[0]}', which is loaded once for all jobs; set it in the YAML or on the command line"
-        )
-    return located(update_config(config, row, label))
-
-
 def _free_name(job: Job, taken: dict[Path, Job]) -> Path:
     """The first name for the job's output that no other configuration holds."""
-    reference = Path(job.config.ref_video_path)
-    folder = Path(job.config.output_dir) / safe_name(reference.stem or reference.resolve().name, spaced=False)
-    stem = f"{safe_name(job.config.prompt or '')}-{job.config.seed}"
+    reference = Path(job.run.ref_video_path)
+    folder = Path(job.run.output_dir) / safe_name(reference.stem or reference.resolve().name, spaced=False)
+    stem = f"{safe_name(job.run.prompt or '')}-{job.run.seed}"
     marked = [f"{stem}-{job.fingerprint[:digits]}" for digits in (8, 64)]
     for output in (folder / f"{name}.mp4" for name in (stem, *marked)):
         owner = taken[output].fingerprint if output in taken else _fingerprint_in(output.with_suffix(".json"))
-        if owner in (None, job.fingerprint) or (job.config.overwrite and output not in taken):
+        if owner in (None, job.fingerprint) or (job.run.overwrite and output not in taken):
             break
     return output
 

@@ -5,176 +5,269 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field, fields, is_dataclass, make_dataclass
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import torch
+import yaml
 
-from animatediff.config import nearest, to_dict
-from animatediff.data.video import FITS
+from animatediff.config import Layer, default_of, fill, items_of, nearest, read_layers, text_of, update_config
 from animatediff.errors import UserError, describe_os_error
 from animatediff.hub import PUBLISHED
-from animatediff.models.sparsectrl import check_image_index
-from animatediff.models.unet import MAX_FRAMES
-from animatediff.pipelines.backbones.sd15 import SCHEDULERS, Weights, weight_files
-from animatediff.pipelines.motionclone.pipeline import MotionCloneConfig
-from animatediff.pipelines.motionclone.sampling import check_steps
-from animatediff.pipelines.video import TRAINING_STEPS
+from animatediff.pipelines import METHODS
+from animatediff.pipelines.method import INPUT_KINDS, Method, Run, WeightFile, attribute
+from animatediff.project import PROJECT, locate
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-MAX_SIDE = 4096  # pixels
-CHOICES = {
-    "method": ("efficientmt", "motionclone"),
-    "fit": FITS,
-    "scheduler": tuple(SCHEDULERS),
-    "device": ("auto", "cuda", "mps", "cpu"),
-    "dtype": ("auto", "fp32", "fp16", "bf16"),
-    "attention": ("sdpa", "xformers"),
-    "offload": ("none", "model", "sequential"),
-}
+FORMAT = 2  # of fingerprints: what is in them, and how
+OTHER_PROGRAMS = {"video_path": "ref_video_path", "new_prompt": "prompt"}  # names of other programs' job lists
+COMMON = tuple(entry.name for entry in fields(Run))
+
+_schemas: dict[str, tuple[Method, type[Run]]] = {}
 
 
-@dataclass
-class InferenceConfig(Weights):
-    """One run. Every key can stand in the YAML, on the command line as key=value, and most in a job line."""
+class _MethodsRun(Run):
+    """The run of one method; travels between processes by the method's name."""
 
-    method: str = "efficientmt"
-    ref_video_path: str = ""
-    use_reference: bool = True  # false: the clip gives its size alone, to see what the backbone does by itself
-    prompt: str | None = None
-    negative_prompt: str = ""
-    ref_prompt: str = ""  # text of the reference pass; the published run leaves it empty
-
-    num_frames: int = 16
-    height: int = 512
-    width: int = 512
-    fit: str = "stretch"  # stretch | crop | pad | auto
-    start: float | None = None  # seconds into the reference
-    duration: float | None = None  # seconds of the reference
-
-    seed: int = 42
-    num_inference_steps: int = 25
-    guidance_scale: float = 6.0
-    guidance_below: int = TRAINING_STEPS  # method efficientmt: the timesteps at which guidance acts; all, as published
-    scheduler: str = "ddim"
-    reference_timestep: int = 400
-    reference_seed: int | None = 42  # noise of the reference pass, shared by all jobs on one reference; null: seed
-
-    motionclone: MotionCloneConfig = field(default_factory=MotionCloneConfig)  # method: motionclone
-    condition_image_paths: list[str] = field(default_factory=list)  # with sparsectrl_path: the image modes
-    image_index: list[int] = field(default_factory=lambda: [0])  # the frame of each condition image
-    controlnet_scale: float = 1.0
-
-    output_dir: str = "outputs"
-    fps: float = 8.0
-    gif: bool = False
-    frames: bool = False
-    side_by_side: bool = False
-    overwrite: bool = False
-
-    device: str = "auto"
-    dtype: str = "auto"  # auto: fp16 on CUDA, fp32 elsewhere
-    attention: str = "sdpa"
-    offload: str = "none"
-    vae_slicing: bool = True
+    def __reduce__(self) -> Any:
+        return _rebuilt, (self.method, dict(self.__dict__))
 
 
-LOADED_ONCE = {f.name for f in fields(Weights)} | {
-    "method",
-    "motionclone",
-    "scheduler",
-    "device",
-    "dtype",
-    "attention",
-    "offload",
-    "vae_slicing",
-}
-WEIGHT_PATHS = (
-    "pretrained_model_path",
-    "motion_module_path",
-    "dreambooth_path",
-    "ckpt_path",
-    "sparsectrl_path",
-    "domain_adapter_path",
-)
-# What changes neither the pixels (a device does by its dtype alone, see `resolved_dtype`) nor, standing for a file,
-# says more than the file's content.
-NOT_THE_RESULT = {
-    "ref_video_path",
-    "condition_image_paths",
-    "output_dir",
-    "gif",
-    "frames",
-    "side_by_side",
-    "overwrite",
-    "device",
-    "offload",
-    "vae_slicing",
-}
+def _rebuilt(method: str, values: dict[str, Any]) -> Run:
+    return run_schema(method)(**values)
 
 
-def locate(path: str) -> str:
-    """`path`, or, where nothing lies there, the same path in this project's folder if something lies there."""
-    here = REPOSITORY / path
-    return str(here) if path and not Path(path).exists() and here.exists() else path
+def method_named(name: str) -> Method:
+    """The method of that name; UserError, with the nearest known one, where there is none."""
+    if name not in METHODS:
+        raise UserError(f"method is '{name}'; {nearest(name, list(METHODS))}")
+    return METHODS[name]
 
 
-def located(config: InferenceConfig) -> InferenceConfig:
-    """A copy of `config` with every path of a file to read found by `locate`."""
-    single = {name: locate(getattr(config, name)) for name in (*WEIGHT_PATHS, "ref_video_path")}
-    lists = {name: [locate(p) for p in getattr(config, name)] for name in ("lora_paths", "condition_image_paths")}
-    return replace(config, **single, **lists)  # type: ignore[arg-type]
+def run_schema(name: str) -> type[Run]:
+    """The dataclass of a method's run: Run with the method's defaults, its Files, its inputs, and its section."""
+    method = method_named(name)
+    known = _schemas.get(name)
+    if known is not None and known[0] is method:
+        return known[1]
+    limits = attribute(method, "limits", {})
+    own = []
+    for entry in fields(Run):
+        default = name if entry.name == "method" else method.defaults.get(entry.name, default_of(entry))
+        metadata = dict(entry.metadata)
+        if entry.name in limits:
+            metadata["least"], metadata["most"] = limits[entry.name]
+        own.append((entry.name, get_type_hints(Run)[entry.name], field(default=default, metadata=metadata)))
+    hints = get_type_hints(method.Files)
+    for entry in fields(method.Files):
+        metadata = dict(entry.metadata) | {"once": True}
+        own.append((entry.name, hints[entry.name], field(default_factory=_maker(entry), metadata=metadata)))
+    for given in method.inputs:
+        if given.kind not in INPUT_KINDS:
+            raise ValueError(f"input {given.key} of {name} has kind {given.kind}, expected one of {INPUT_KINDS}")
+        metadata = {"help": given.help, "pixels": False}
+        kind: Any = list[str] if given.kind == "images" else str
+        own.append((given.key, kind, field(default_factory=list if given.kind == "images" else str, metadata=metadata)))
+    own.append((name, method.Settings, field(default_factory=method.Settings)))
+    schema = make_dataclass(f"{method.Settings.__name__}Run", own, bases=(_MethodsRun,))
+    _schemas[name] = method, schema
+    return schema
 
 
-def missing_weights(config: InferenceConfig) -> dict[str, str]:
+def _maker(entry: Any) -> Callable[[], Any]:
+    return lambda: default_of(entry)
+
+
+def settings_of(run: Run) -> Any:
+    """The section of a run's own method."""
+    return getattr(run, run.method)
+
+
+def read_run(
+    paths: Sequence[str | Path] = (), overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> Run:
+    """A run from YAML files (a later one laid over an earlier one), then `key=value` overrides, then `given` keys.
+
+    The method decides which keys there are. UserError names a key of another method, an old name, an unknown one.
+    """
+    layers = [layer for path in paths for layer in read_layers(path)]
+    return run_of(layers, overrides, given)
+
+
+def run_of(layers: Sequence[Layer], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> Run:
+    """As `read_run`, from layers that were read before."""
+    flags: Layer = ("the command line", dict(given or {}))
+    names = [text_of(value) for layer in [*layers, flags] for name, value in items_of(layer) if name == "method"]
+    names += [text.partition("=")[2] for text in overrides if text.partition("=")[0] == "method"]
+    method = next((name for name in reversed(names) if name), next(iter(METHODS)))
+    schema = run_schema(method)
+    translated = [(source, translate(method, values, source)) for source, values in layers]
+    own = [text for text in (_translated_override(method, override) for override in overrides) if text is not None]
+    run = fill(schema, translated, own)
+    return located(update_config(run, translate(method, flags[1], flags[0]), flags[0]) if given else run)
+
+
+def lay_over(run: Run, values: Mapping[str, Any], source: str) -> Run:
+    """A copy of `run` with a job's keys over it; UserError for one that is fixed when models are loaded."""
+    renamed = {OTHER_PROGRAMS.get(name, name): value for name, value in values.items()}
+    if len(renamed) < len(values):
+        raise UserError(f"{source} gives one key by two names ({', '.join(values)}); keep one")
+    own = translate(run.method, renamed, source)
+    assert isinstance(own, dict)
+    for name in _fixed(run, own):
+        raise UserError(
+            f"{source} sets '{name}', which is loaded once for all jobs; set it in the YAML or on the command line"
+        )
+    return located(update_config(run, own, source))
+
+
+def _fixed(run: Run, values: Mapping[str, Any]) -> list[str]:
+    """The keys of `values` that jobs of one list cannot differ in."""
+    once = {entry.name for entry in fields(run) if entry.metadata.get("once")}
+    found = [name for name in values if name in once]
+    section = values.get(run.method)
+    if isinstance(section, Mapping):
+        inner = {entry.name for entry in fields(settings_of(run)) if entry.metadata.get("once")}
+        found += [f"{run.method}.{name}" for name in section if name in inner]
+    return sorted(found)
+
+
+def translate(method: str, values: Mapping[str, Any] | yaml.MappingNode, source: str) -> dict[str, Any]:
+    """`values` under this method's names: aliases resolved, what other methods leave off left out."""
+    result: dict[str, Any] = {}
+    for name, value in items_of((source, values)):
+        if name == method and (inner := _section_items(value)) is not None:
+            for part, _ in inner:
+                _refuse_renamed(method, f"{name}.{part}", source)
+        target = _resolve(method, name, value, source)
+        if target is None:
+            continue
+        head, _, rest = target.partition(".")
+        if rest:
+            section = result.setdefault(head, {})
+            if not isinstance(section, dict):
+                section = result[head] = dict(_section_items(section) or [])
+            result[head] = {**section, rest: value}
+        elif name in result and isinstance(result[name], dict) and (inner := _section_items(value)) is not None:
+            result[name] = {**result[name], **dict(inner)}
+        elif target in result:
+            raise UserError(f"'{target}' stands twice in {source}; keep one")
+        else:
+            result[target] = value
+    return result
+
+
+def _section_items(value: Any) -> list[tuple[str, Any]] | None:
+    return items_of(("", value)) if isinstance(value, Mapping | yaml.MappingNode) else None
+
+
+def _translated_override(method: str, override: str) -> str | None:
+    path, equals, text = override.partition("=")
+    if not equals:
+        return override
+    _refuse_renamed(method, path, override)
+    head, dot, rest = path.partition(".")
+    value = {rest: yaml.ScalarNode("", text)} if dot else yaml.ScalarNode("", text)
+    target = _resolve(method, head, value, override)
+    return None if target is None else f"{target}{dot}{rest}={text}"
+
+
+def _refuse_renamed(method: str, path: str, source: str) -> None:
+    for name in [method, *METHODS]:
+        new = attribute(METHODS[name], "renamed", {}).get(path)
+        if new is not None:
+            raise UserError(f"'{path}' in {source} is an old name; write {new}")
+
+
+def _resolve(method: str, name: str, value: Any, source: str) -> str | None:
+    """Where a top-level key belongs: a path of this method's run; None where another method's key is off."""
+    _refuse_renamed(method, name, source)
+    aliases = attribute(METHODS[method], "aliases", {})
+    if name in aliases:
+        return aliases[name]
+    if name in get_type_hints(run_schema(method)):
+        return name
+    for other in METHODS:
+        path = attribute(METHODS[other], "aliases", {}).get(name, name)
+        head, _, rest = path.partition(".")
+        if other == method or head not in get_type_hints(run_schema(other)):
+            continue
+        if _is_off(other, head, {rest: value} if rest else value, source):
+            return None
+        raise UserError(
+            f"'{name}' in {source} is a key of method={other}, and this run's is {method}; leave it out, or choose that"
+        )
+    return name
+
+
+def _is_off(method: str, name: str, value: Any, source: str) -> bool:
+    """Whether a key of `method` has its default, or is empty: then it changes nothing of a run by another method."""
+    schema = run_schema(method)
+    try:
+        found = getattr(fill(schema, [(source, {name: value})]), name)
+    except UserError:
+        return False
+    return not found or found == getattr(schema(), name)
+
+
+def located(run: Run) -> Run:
+    """A copy of `run` with every path of a file to read found by `locate`."""
+    method = METHODS[run.method]
+    changes: dict[str, Any] = {"ref_video_path": locate(run.ref_video_path)}
+    names = [entry.name for entry in fields(method.Files) if entry.name.endswith(("_path", "_paths"))]
+    for name in [*names, *(given.key for given in method.inputs)]:
+        value = getattr(run, name)
+        changes[name] = [locate(path) for path in value] if isinstance(value, list) else locate(value)
+    copy = type(run)(**{entry.name: getattr(run, entry.name) for entry in fields(run)})
+    for name, value in changes.items():
+        setattr(copy, name, value)
+    return copy
+
+
+def weight_files(run: Run) -> list[WeightFile]:
+    """Every file that loading this run's method reads, there or not."""
+    method = METHODS[run.method]
+    return method.weights(run.part(method.Files))
+
+
+def missing_weights(run: Run) -> dict[str, str]:
     """What the weight files are that are not there -> one line on where they should lie and how to get them."""
     return {
-        name: f"no weights at {path} ({name}); {_where_from(path)}"
-        for name, path in weight_files(config).items()
-        if not path.exists()
+        file.what: f"no weights at {file.path} ({file.what}); {_where_from(file.path)}"
+        for file in weight_files(run)
+        if not file.optional and not file.path.exists()
     }
 
 
 def _where_from(path: Path) -> str:
-    place = Path(os.path.normpath(REPOSITORY / path))
+    place = Path(os.path.normpath(PROJECT / path))
     for model in PUBLISHED:
-        if any((REPOSITORY / "models" / file).is_relative_to(place) for file, _ in model.files):
+        if any((PROJECT / "models" / file).is_relative_to(place) for file, _ in model.files):
             return f"fetch it with python scripts/download_models.py --only {model.name}"
     return "see models/README.md for what goes there"
 
 
-def check(config: InferenceConfig) -> None:
-    """UserError for the first value that no run can take."""
-    for name, known in CHOICES.items():
-        value = getattr(config, name)
-        if value not in known:
-            raise UserError(f"{name} is '{value}'; {nearest(value, known)}")
-    for name, low, high in (
-        ("num_frames", 1, MAX_FRAMES),
-        ("num_inference_steps", 1, TRAINING_STEPS),
-        ("height", 1, MAX_SIDE),
-        ("width", 1, MAX_SIDE),
-        ("guidance_scale", 0, 100),
-        ("guidance_below", 1, TRAINING_STEPS),
-        ("reference_timestep", 0, TRAINING_STEPS - 1),
-        ("seed", 0, 2**63 - 1),
-        ("reference_seed", 0, 2**63 - 1),
-        ("fps", 0.1, 240),
-        ("lora_scale", -10, 10),
-        ("domain_adapter_scale", -10, 10),
-        ("controlnet_scale", 0, 10),
-    ):
-        value = getattr(config, name)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"{name} is {value}, expected {low} to {high}")
-    if not config.ref_video_path:
+def check(run: Run) -> None:
+    """UserError for the first thing that no run can take. Ranges were checked with the configuration."""
+    method = METHODS[run.method]
+    if not run.ref_video_path:
         raise UserError("no reference video; give --ref_video_path (a video file or a folder of frames)")
-    if not Path(config.ref_video_path).exists():
-        raise UserError(f"no reference video at {config.ref_video_path}")
-    if config.prompt is None:
+    if not Path(run.ref_video_path).exists():
+        raise UserError(f"no reference video at {run.ref_video_path}")
+    if run.prompt is None and method.needs_prompt:
         raise UserError('no prompt; give --prompt (an empty one is --prompt "")')
-    _check_motionclone(config)
+    for name in sorted(attribute(method, "unused", frozenset())):
+        if getattr(run, name) != getattr(type(run)(), name):
+            raise UserError(f"{name} is {getattr(run, name)!r}, which method={run.method} has no use for; leave it out")
+    method.check(run, settings_of(run))
+    for given in method.inputs:
+        value = getattr(run, given.key)
+        if given.required and not value:
+            raise UserError(f"{given.key} is empty, and method={run.method} needs it: {given.help}")
+        for path in value if isinstance(value, list) else [value] if value else []:
+            if not Path(path).exists():
+                raise UserError(f"nothing at {path}; check {given.key}")
 
 
 def check_output(folder: Path) -> None:
@@ -188,51 +281,13 @@ def check_output(folder: Path) -> None:
         )
 
 
-def _check_motionclone(config: InferenceConfig) -> None:
-    """UserError where settings of the method, or condition images and their mode, do not fit together."""
-    if config.method == "motionclone":
-        if not config.use_reference:
-            raise UserError("use_reference is false, which MotionClone has no use for; choose method=efficientmt")
-        settings = config.motionclone
-        names = ("motionclone.guidance_steps", "motionclone.guided_share")
-        check_steps(config.num_inference_steps, settings.guidance_steps, settings.guided_share, names)
-        if config.scheduler != "ddim":
-            raise UserError(
-                f"scheduler is '{config.scheduler}', but MotionClone has timesteps of its own; give scheduler=ddim"
-            )
-        if config.guidance_below != TRAINING_STEPS:
-            raise UserError(
-                f"guidance_below is {config.guidance_below}, but MotionClone guides at every step; leave it out"
-            )
-        if not 1 <= settings.k <= config.num_frames:
-            raise UserError(f"motionclone.k is {settings.k}, expected 1 to num_frames, {config.num_frames}")
-    elif config.domain_adapter_path:
-        raise UserError(
-            f"domain_adapter_path is {config.domain_adapter_path}, which only method=motionclone merges, not "
-            f"{config.method}; leave it out"
-        )
-    if not config.sparsectrl_path:
-        if config.condition_image_paths:
-            raise UserError("condition_image_paths is given without sparsectrl_path, the weights that read the images")
-        return
-    if config.method != "motionclone":
-        raise UserError(f"sparsectrl_path is given, but only method=motionclone takes images, not {config.method}")
-    check_image_index(len(config.condition_image_paths), config.image_index, config.num_frames)
-    missing = [path for path in config.condition_image_paths if not Path(path).is_file()]
-    if missing:
-        raise UserError(f"no condition image at {missing[0]}; check condition_image_paths")
-
-
-def reference_key(config: InferenceConfig) -> str:
+def reference_key(run: Run) -> str:
     """Jobs with equal keys share one reference pass."""
-    keys = ["ref_video_path", "num_frames", "height", "width", "fit", "start", "duration"]
-    keys += ["use_reference", "ref_prompt", "reference_timestep", "image_index", "controlnet_scale"]
-    return json.dumps([reference_seed(config), *(getattr(config, key) for key in keys)])
-
-
-def reference_seed(config: InferenceConfig) -> int:
-    """The seed of the reference pass."""
-    return config.seed if config.reference_seed is None else config.reference_seed
+    method = METHODS[run.method]
+    names = {"ref_video_path", "num_frames", "height", "width", "fit", "start", "duration"}
+    settings = settings_of(run)
+    values = [getattr(run if name in COMMON else settings, name) for name in sorted(names | method.reference_keys)]
+    return json.dumps([run.method, run.seed_of_reference, *values])
 
 
 def content_hash(path: Path) -> str:
@@ -249,34 +304,58 @@ def content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(config: InferenceConfig, sha256: Callable[[Path], str] = content_hash) -> str:
-    """Of everything that decides the pixels: settings, and the content of what is read.
+def fingerprint(run: Run, sha256: Callable[[Path], str] = content_hash) -> str:
+    """Of everything that decides the pixels: keys that differ from their defaults, weights, and what is read.
 
-    Small files count by content (`sha256`), the base model's noise scheduler (which says what it predicts) among them;
-    the base model, motion module and DreamBooth by place, name and size.
+    Keys and methods that come to the project later leave it as it is. Weights count by content (`sha256`) or, the
+    large ones, by place, name and size (see WeightFile); clips and other inputs by content.
     """
-    settings = {key: value for key, value in to_dict(config).items() if key not in NOT_THE_RESULT}
-    settings["dtype"] = resolved_dtype(config)
-    settings |= {key: _portable(settings[key]) for key in WEIGHT_PATHS}
-    settings["lora_paths"] = [sha256(Path(path)) for path in config.lora_paths]
-    sizes = {name: path.stat().st_size for name, path in weight_files(config).items() if path.is_file()}
-    adapter = sha256(Path(config.ckpt_path)) if config.ckpt_path and Path(config.ckpt_path).exists() else ""
-    scheduler = Path(config.pretrained_model_path, "scheduler", "scheduler_config.json")
-    read = [Path(config.ref_video_path), *map(Path, config.condition_image_paths)]
-    read += [scheduler] if scheduler.is_file() else []
-    everything = [settings, sizes, adapter, [sha256(path) for path in read]]
+    method = METHODS[run.method]
+    weight_paths = {entry.name for entry in fields(method.Files) if entry.name.endswith(("_path", "_paths"))}
+    settings = {name: value for name, value in _changed(run).items() if name not in weight_paths | {"method", "dtype"}}
+    weights = [
+        [file.what, sha256(file.path) if file.by_content else _portable(file.path), _size(file.path)]
+        for file in weight_files(run)
+        if file.path.exists() or not file.optional
+    ]
+    given = {given.key: getattr(run, given.key) for given in method.inputs}
+    read = {
+        name: [sha256(Path(path)) for path in (value if isinstance(value, list) else [value])]
+        for name, value in given.items()
+        if value
+    }
+    everything = [FORMAT, run.method, resolved_dtype(run), settings, weights, sha256(Path(run.ref_video_path)), read]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
-def resolved_dtype(config: InferenceConfig) -> str:
+def _changed(config: Any) -> dict[str, Any]:
+    """The keys that decide pixels and differ from their defaults, nested ones too."""
+    changed: dict[str, Any] = {}
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if not entry.metadata.get("pixels", True):
+            continue
+        if is_dataclass(value):
+            inner = _changed(value)
+            changed |= {entry.name: inner} if inner else {}
+        elif value != default_of(entry):
+            changed[entry.name] = value
+    return changed
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def resolved_dtype(run: Run) -> str:
     """fp32, fp16 or bf16; auto is fp16 on CUDA, fp32 elsewhere."""
-    if config.dtype != "auto":
-        return config.dtype
-    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    if run.dtype != "auto":
+        return run.dtype
+    cuda = run.device == "cuda" or (run.device == "auto" and torch.cuda.is_available())
     return "fp16" if cuda else "fp32"
 
 
-def _portable(path: str) -> str:
+def _portable(path: Path) -> str:
     """`path` as seen from this project's folder where it lies inside: the same from any current directory."""
-    absolute = Path(path).absolute()
-    return absolute.relative_to(REPOSITORY).as_posix() if path and absolute.is_relative_to(REPOSITORY) else path
+    absolute = path.absolute()
+    return absolute.relative_to(PROJECT).as_posix() if absolute.is_relative_to(PROJECT) else str(path)

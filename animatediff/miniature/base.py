@@ -19,7 +19,7 @@ from animatediff.miniature.text import WIDTH
 from animatediff.miniature.world import Clip
 from animatediff.models import VideoUNet, build_unet
 from animatediff.models.motion_module import MotionModule
-from animatediff.pipelines.backbones.sd15 import build_scheduler
+from animatediff.pipelines.backbones.schedulers import build_scheduler
 
 UNET_CONFIG: dict[str, Any] = {
     "sample_size": 16,

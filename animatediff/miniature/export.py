@@ -13,7 +13,7 @@ from animatediff.files import atomic_path, read_json, write_json
 from animatediff.miniature.base import PREDICTS, build_image_unet
 from animatediff.models import VideoUNet
 from animatediff.models.checkpoints import original_unet_state
-from animatediff.pipelines.backbones.sd15 import build_scheduler
+from animatediff.pipelines.backbones.schedulers import build_scheduler
 
 
 def export_base(

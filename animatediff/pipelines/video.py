@@ -14,7 +14,7 @@ from animatediff.errors import UserError
 from animatediff.models.unet import MAX_FRAMES
 
 # The noise schedule of all published weights: betas linear over this many steps, as diffusers' schedulers take them.
-TRAINING_STEPS = 1000
+NUM_TRAIN_TIMESTEPS = 1000
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear"}
 PREDICTIONS = ("epsilon", "v_prediction")  # what a backbone may predict, in diffusers' words
 REFERENCE_TIMESTEP = 400  # the published runs' noise level of the reference pass

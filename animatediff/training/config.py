@@ -9,8 +9,8 @@ from animatediff.config import load_config, nearest
 from animatediff.errors import UserError
 from animatediff.models.adapter import PARTS, SITES
 from animatediff.models.unet import MAX_FRAMES
-from animatediff.pipelines.backbones.sd15 import Weights
-from animatediff.pipelines.video import TRAINING_STEPS
+from animatediff.pipelines.efficientmt.loading import EfficientMTFiles
+from animatediff.pipelines.video import NUM_TRAIN_TIMESTEPS
 from animatediff.training.objective import SAMPLINGS, WEIGHTINGS
 
 SOURCES = ("folder", "synthetic")
@@ -54,8 +54,8 @@ class ValidationConfig:
     measures: str = "none"  # world: tracks and contents of the moving-shape world, against its ground truth
 
 
-def _published_weights() -> Weights:
-    return Weights(
+def _published_weights() -> EfficientMTFiles:
+    return EfficientMTFiles(
         pretrained_model_path="models/StableDiffusion/stable-diffusion-v1-5",
         motion_module_path="models/Motion_Module/v3_sd15_mm.ckpt",
         dreambooth_path="models/DreamBooth_LoRA/realisticVisionV60B1_v51VAE.safetensors",
@@ -68,7 +68,7 @@ class TrainingConfig:
     """One training run."""
 
     output: str = "runs/sd15"
-    weights: Weights = field(default_factory=_published_weights)  # ckpt_path: an adapter to start from, or ""
+    weights: EfficientMTFiles = field(default_factory=_published_weights)  # ckpt_path: an adapter to start from, or ""
     data: DataConfig = field(default_factory=DataConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
@@ -151,7 +151,7 @@ def check(config: TrainingConfig) -> None:
 
 
 def _check_ranges(config: TrainingConfig) -> None:
-    last = TRAINING_STEPS - 1
+    last = NUM_TRAIN_TIMESTEPS - 1
     for key, value, low, high in (
         ("reference_timestep", config.reference_timestep, 0, last),
         ("timestep_min", config.timestep_min, 0, last),
@@ -181,7 +181,7 @@ def _check_ranges(config: TrainingConfig) -> None:
         ("validation.every", config.validation.every, 0, None),
         ("validation.pairs", config.validation.pairs, 0, None),
         ("validation.videos", config.validation.videos, 0, None),
-        ("validation.num_inference_steps", config.validation.num_inference_steps, 1, TRAINING_STEPS),
+        ("validation.num_inference_steps", config.validation.num_inference_steps, 1, NUM_TRAIN_TIMESTEPS),
         ("validation.guidance_scale", config.validation.guidance_scale, 0, 100),
         *((f"learning_rates.{part}", rate, 0, None) for part, rate in config.learning_rates.items()),
     ):
@@ -207,23 +207,15 @@ def _check_contradictions(config: TrainingConfig) -> None:
     if config.timestep_min > config.timestep_max:
         raise UserError(f"timestep_min {config.timestep_min} is above timestep_max {config.timestep_max}")
     top = config.reference_timestep_max
-    if top is not None and not config.reference_timestep <= top < TRAINING_STEPS:
+    if top is not None and not config.reference_timestep <= top < NUM_TRAIN_TIMESTEPS:
         raise UserError(
             f"reference_timestep_max is {top}, expected reference_timestep ({config.reference_timestep}) "
-            f"to {TRAINING_STEPS - 1}"
+            f"to {NUM_TRAIN_TIMESTEPS - 1}"
         )
     if config.warmup_steps >= config.max_steps:
         raise UserError(f"warmup_steps {config.warmup_steps} leaves nothing of max_steps {config.max_steps}")
     if config.weights.lora_paths:
         raise UserError("weights.lora_paths is for inference; the backbone is trained against without LoRA")
-    for key, path in (
-        ("sparsectrl_path", config.weights.sparsectrl_path),
-        ("domain_adapter_path", config.weights.domain_adapter_path),
-    ):
-        if path:
-            raise UserError(
-                f"weights.{key} is {path}, which only method=motionclone of inference.py reads; leave it out"
-            )
     if config.data.source == "folder" and not config.data.root:
         raise UserError("data.source is folder, but data.root is empty; say where the groups of clips lie")
     if config.validation.measures == "world" and config.data.source != "synthetic":

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
-from animatediff.pipelines.video import BETAS, TRAINING_STEPS
+from animatediff.pipelines.video import BETAS, NUM_TRAIN_TIMESTEPS
 
 SAMPLINGS = ("uniform", "cubic")
 WEIGHTINGS = ("none", "inverse_alpha_bar")
@@ -26,7 +26,7 @@ class TimestepRule:
     """Which noise levels are trained on: integers low..high, by one of SAMPLINGS."""
 
     low: int = 0
-    high: int = TRAINING_STEPS - 1
+    high: int = NUM_TRAIN_TIMESTEPS - 1
     sampling: str = "uniform"
 
     def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -75,5 +75,5 @@ def noise_loss(prediction: torch.Tensor, wanted: torch.Tensor, weight: torch.Ten
 
 def published_noise_schedule(prediction_type: str = "epsilon") -> DDPMScheduler:
     """The forward process, linear betas 0.00085..0.012 over 1000 steps, and what is predicted (one of PREDICTIONS)."""
-    options = {"num_train_timesteps": TRAINING_STEPS, "clip_sample": False, "prediction_type": prediction_type}
+    options = {"num_train_timesteps": NUM_TRAIN_TIMESTEPS, "clip_sample": False, "prediction_type": prediction_type}
     return DDPMScheduler(**BETAS, **options)

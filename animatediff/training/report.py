@@ -24,8 +24,9 @@ from animatediff.training.setup import find_groups, fresh_adapter
 def describe_run(config: TrainingConfig) -> str:
     """The resolved configuration, the files it would read, the parameter counts and the data found."""
     files = [
-        f"  {'present' if path.exists() else 'MISSING'}  {name}: {path}"
-        for name, path in weight_files(config.weights).items()
+        f"  {'present' if file.path.exists() else 'MISSING'}  {file.what}: {file.path}"
+        for file in weight_files(config.weights)
+        if file.path.exists() or not file.optional
     ]
     return "\n".join(
         [to_yaml(config).rstrip(), "weights:", *files, *_describe_parameters(config), *_describe_data(config)]

@@ -36,7 +36,8 @@ from animatediff.data.video import resolve_size
 from animatediff.errors import UserError, one_line
 from animatediff.models.adapter import Adapter, site_paths
 from animatediff.models.unet import VideoUNet
-from animatediff.pipelines.backbones.sd15 import Components, load_adapter
+from animatediff.pipelines.backbones.sd15 import Components
+from animatediff.pipelines.efficientmt.loading import load_adapter
 from animatediff.pipelines.video import size_multiple
 from animatediff.training.config import DataConfig, TrainingConfig, trained_parts
 from animatediff.training.objective import TimestepRule, published_noise_schedule

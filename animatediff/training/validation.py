@@ -18,7 +18,8 @@ from animatediff.data.pairs import ClipShape, Group, PairOrder, SyntheticClip, T
 from animatediff.files import write_json
 from animatediff.miniature.heldout import Job, score
 from animatediff.models import Adapter, EfficientMT
-from animatediff.pipelines.backbones.sd15 import Components, build_scheduler
+from animatediff.pipelines.backbones.schedulers import build_scheduler
+from animatediff.pipelines.backbones.sd15 import Components
 from animatediff.pipelines.efficientmt.pipeline import EfficientMTPipeline
 from animatediff.training.checkpoints import Progress
 from animatediff.training.config import TrainingConfig

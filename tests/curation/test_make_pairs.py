@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-import inference
-from animatediff.config import load_config
+from animatediff.curation import pairs as make_pairs
 from animatediff.curation.candidates import find_sources
 from animatediff.curation.selection import Candidate, check_thresholds, distribution, judge
 from animatediff.data.export import save_video
@@ -23,11 +22,12 @@ from animatediff.errors import UserError
 from animatediff.evaluation.evaluate import evaluate_item, load_tools
 from animatediff.evaluation.measures import Column
 from animatediff.files import write_json
+from animatediff.inference import cli
 from animatediff.inference.jobs import ALREADY_DONE, FAILED, plan, read_jobs
-from animatediff.inference.run import InferenceConfig, locate, located
+from animatediff.inference.run import read_run
 from animatediff.miniature.words import colour_consistency_per_step, words_shown
 from animatediff.miniature.world import Clip, Content, sample_motion
-from scripts import make_pairs
+from animatediff.project import locate
 
 GOOD, STILL = "a red star on a striped grey background", "a blue circle on a dotted brown background"
 COLUMNS = [Column("up", "goodness", "higher"), Column("down", "distance", "lower"), Column("flat", "flat")]
@@ -64,19 +64,19 @@ def made(monkeypatch):
 
     def main(arguments):
         _, path, _, job_list, *overrides = arguments
-        jobs = read_jobs(job_list, located(load_config(InferenceConfig, locate(path), overrides)))
+        jobs = read_jobs(job_list, read_run([locate(path)], overrides))
         plan(jobs)
         for job in jobs:
             if job.status in (ALREADY_DONE, FAILED):
                 continue
-            prompt, seed = job.config.prompt, 1 if "clip-1" in str(job.output.parent.name).replace(" ", "-") else 2
+            prompt, seed = job.run.prompt, 1 if "clip-1" in str(job.output.parent.name).replace(" ", "-") else 2
             save_video(job.output, rendered(prompt, seed, still=prompt == STILL))
-            record = {"output": job.output.name, "reference": job.config.ref_video_path, "prompt": prompt}
-            write_json(job.sidecar, record | {"seed": job.config.seed, "fingerprint": job.fingerprint})
+            record = {"output": job.output.name, "reference": job.run.ref_video_path, "prompt": prompt}
+            write_json(job.sidecar, record | {"seed": job.run.seed, "fingerprint": job.fingerprint})
             outputs.append(job.output)
         return 0
 
-    monkeypatch.setattr(inference, "main", main)
+    monkeypatch.setattr(cli, "main", main)
     return outputs
 
 
@@ -94,15 +94,16 @@ def scores(out):
     return {row["name"]: row for row in map(json.loads, (out / "scores.jsonl").read_text().splitlines())}
 
 
-def test_two_processes_make_what_one_makes(small_config, clips, prompts, tmp_path):
+def test_two_processes_make_what_one_makes(small_config, clips, prompts, tmp_path, repository):
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     limits = [f"thresholds.{key}=-1" for key in ("motion_fidelity", "words_shown", "colour_consistency")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+    environment |= {"PYTHONPATH": str(repository)}
     for start, out in (([], tmp_path / "one"), (launch, tmp_path / "two")):
         paths = ["--config", small_config, "--clips", clips, "--prompts", prompts, "--out", out]
         keys = ["--method", "efficientmt", "evaluation.clip=none", "evaluation.grid=8", *limits]
-        line = [sys.executable, *start, make_pairs.__file__, *paths, *keys]
+        line = [sys.executable, *start, repository / "scripts" / "make_pairs.py", *paths, *keys]
         done = subprocess.run(list(map(str, line)), env=environment, capture_output=True, text=True, timeout=240)
         assert done.stdout.count("4 of 4 candidates kept") == 1, done.stdout + done.stderr
     one, two = scores(tmp_path / "one"), scores(tmp_path / "two")

@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import inference
 from animatediff import files
 from animatediff.data.export import save_video
 from animatediff.errors import UserError
-from animatediff.pipelines.backbones.sd15 import Weights
+from animatediff.inference import cli, engine
 from animatediff.pipelines.efficientmt import pipeline as efficientmt
+from animatediff.pipelines.efficientmt.loading import EfficientMTFiles as Files
+from animatediff.project import PROJECT, locate
 
 Command = Callable[..., int]  # the fixture `command`: inference.main with a small configuration
 
@@ -41,7 +42,7 @@ def video_size(path: Path) -> tuple[int, int, int]:
 # What it writes
 
 
-def test_published_flags_make_a_video_and_what_makes_it_again(command: Command, tiny_weights: Weights, clip: Path):
+def test_published_flags_make_a_video_and_what_makes_it_again(command: Command, tiny_weights: Files, clip: Path):
     assert command("--ckpt_path", tiny_weights.ckpt_path, "seed=7") == 0
     assert written() == ["clip/a-red-star-7.json", "clip/a-red-star-7.mp4"]
     output = Path("outputs/clip/a-red-star-7.mp4")
@@ -57,7 +58,7 @@ def test_published_flags_make_a_video_and_what_makes_it_again(command: Command, 
     assert sidecar["weights"]["base model: unet"].endswith("unet/diffusion_pytorch_model.safetensors")
     assert "UNTRAINED" not in sidecar
 
-    assert inference.main(["--config", str(output.with_suffix(".json")), "output_dir=again"]) == 0
+    assert cli.main(["--config", str(output.with_suffix(".json")), "output_dir=again"]) == 0
     assert Path("again/clip/a-red-star-7.mp4").read_bytes() == output.read_bytes()
 
 
@@ -75,7 +76,7 @@ def test_the_same_command_again_does_nothing_until_more_is_asked(command: Comman
     assert command() == 0
     before = os.stat("outputs/clip/a-red-star-42.mp4").st_mtime_ns
     with monkeypatch.context() as patch:
-        patch.setattr(inference, "load", lambda *_: pytest.fail("models are loaded for a finished job"))
+        patch.setattr(cli, "load", lambda *_: pytest.fail("models are loaded for a finished job"))
         assert command() == 0
     assert "already done: outputs/clip/a-red-star-42.mp4" in capsys.readouterr().out
     assert os.stat("outputs/clip/a-red-star-42.mp4").st_mtime_ns == before
@@ -147,19 +148,19 @@ def test_a_folder_of_frames_is_a_reference(command: Command):
 def test_paths_are_found_in_the_project_from_any_folder(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "LICENSE").write_text("the current folder comes first")
-    project = Path(inference.__file__).parent
-    assert inference.locate("requirements.txt") == str(project / "requirements.txt")
-    assert inference.locate("LICENSE") == "LICENSE"
-    assert inference.locate("nowhere.mp4") == "nowhere.mp4"
-    assert inference.locate("") == ""
-    assert inference.main(["--dry-run", "--config", "configs/inference/sd15.yaml"]) == 1
+    project = PROJECT
+    assert locate("requirements.txt") == str(project / "requirements.txt")
+    assert locate("LICENSE") == "LICENSE"
+    assert locate("nowhere.mp4") == "nowhere.mp4"
+    assert locate("") == ""
+    assert cli.main(["--dry-run", "--config", "configs/inference/efficientmt/sd15.yaml"]) == 1
     assert "num_inference_steps: 25" in capsys.readouterr().out
 
 
 # What it says
 
 
-def test_dry_run_prints_the_configuration_and_the_files(command: Command, tiny_weights: Weights, clip: Path, capsys):
+def test_dry_run_prints_the_configuration_and_the_files(command: Command, tiny_weights: Files, clip: Path, capsys):
     assert command("--dry-run", "seed=9") == 0
     out = capsys.readouterr().out
     assert "seed: 9" in out
@@ -175,7 +176,7 @@ def test_dry_run_tells_what_is_missing_and_where_it_comes_from(command: Command,
     assert command("--dry-run", "ckpt_path=none.ckpt", f"motion_module_path={place}", reference="none.mp4") == 1
     out = capsys.readouterr().out
     assert "MISSING  no weights at none.ckpt (adapter); see models/README.md" in out
-    if not (Path(inference.__file__).parent / place).exists():
+    if not (PROJECT / place).exists():
         assert f"no weights at {place} (motion module); fetch it with python scripts/download_models.py" in out
     assert "MISSING  reference: none.mp4" in out
     assert "BAD      the command line: no reference video at none.mp4" in out
@@ -231,9 +232,9 @@ def test_xformers_that_fails_on_this_device_falls_back(monkeypatch, capsys):
         def enable_xformers_memory_efficient_attention(self):
             raise NotImplementedError("No operator found for `memory_efficient_attention_forward`")
 
-    monkeypatch.setattr(inference, "is_xformers_available", lambda: True)
-    inference._use_xformers(Pipeline(), torch.device("cuda"))
-    assert "No operator found" in capsys.readouterr().out
+    monkeypatch.setattr(engine, "is_xformers_available", lambda: True)
+    [line] = engine.use_xformers(Pipeline(), torch.device("cuda"))
+    assert "No operator found" in line
 
 
 # What it refuses
@@ -248,7 +249,10 @@ BAD_VALUES = [
     ("num_inference_steps=1000000", "num_inference_steps is 1000000, expected 1 to 1000"),
     ("guidance_scale=nan", "guidance_scale is nan, expected 0 to 100"),
     ("guidance_scale=-1", "guidance_scale is -1.0, expected 0 to 100"),
-    ("guidance_below=0", "guidance_below is 0, expected 1 to 1000"),
+    (
+        "guidance_below=650",
+        "'guidance_below' in guidance_below=650 is an old name; write efficientmt.guidance_interval",
+    ),
     ("scheduler=eulr", "scheduler is 'eulr'; did you mean 'euler'?"),
     ("fit=crob", "fit is 'crob'; did you mean 'crop'?"),
     ("dtype=fp17", "dtype is 'fp17'; did you mean 'fp16'?"),
@@ -258,11 +262,11 @@ BAD_VALUES = [
     ("height=36", "height x width is 36x32, expected multiples of 8; the nearest are 40x32"),
     ("width=0", "width is 0, expected 1 to 4096"),
     ("start=99", "start is 99.0 s, but"),
-    ("duration=-1", "duration is -1.0, expected seconds above 0"),
+    ("duration=-1", "duration is -1.0, expected 0 or more"),
     ("num_inference_step=3", "did you mean 'num_inference_steps'?"),
     ("ckpt_path=none.ckpt", "no weights at none.ckpt (adapter); see models/README.md"),
     ("dtype=fp16", "dtype is fp16, which the CPU cannot sample in; use dtype=fp32 or dtype=bf16"),
-    ("method=motionclone use_reference=false", "use_reference is false, which MotionClone has no use for"),
+    ("method=motionclone ckpt_path= use_reference=false", "use_reference is false, which MotionClone has no use for"),
     ("device=mps", "device is 'mps', which this machine does not have; use device=auto"),
     ("lora_paths=[none.safetensors]", "no weights at none.safetensors (LoRA 0)"),
 ]
@@ -309,7 +313,7 @@ def test_references_that_are_no_video(command: Command, make: Callable[[Path], N
     refused(command, "bad.mp4", reference=path)
 
 
-def test_nan_in_a_checkpoint(command: Command, tiny_weights: Weights):
+def test_nan_in_a_checkpoint(command: Command, tiny_weights: Files):
     state = load_file(tiny_weights.dreambooth_path)
     key = "model.diffusion_model.out.2.weight"
     save_file(state | {key: torch.full_like(state[key], torch.nan)}, "nan.safetensors")
@@ -317,7 +321,7 @@ def test_nan_in_a_checkpoint(command: Command, tiny_weights: Weights):
 
 
 def test_nan_while_sampling(command: Command, monkeypatch):
-    monkeypatch.setattr(inference, "extract", spoiled(inference.extract))
+    monkeypatch.setattr(cli, "extract", spoiled(cli.extract))
     refused(command, "sampling gave NaN")
 
 
@@ -326,7 +330,7 @@ def spoiled(extract):
 
     def with_nan(*args):
         extracted = extract(*args)
-        for site in extracted.reference.sites.values():
+        for site in extracted.motion.sites.values():
             for feature in site.features:
                 feature.fill_(torch.nan)
         return extracted

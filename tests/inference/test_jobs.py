@@ -16,13 +16,14 @@ from pathlib import Path
 import av
 import pytest
 
-import inference
 from animatediff.data.export import safe_name
 from animatediff.errors import UserError
+from animatediff.inference import cli
 from animatediff.inference.jobs import ALREADY_DONE, FAILED, REPEATED, TO_DO, Job, plan, read_jobs, share, table
-from animatediff.inference.run import InferenceConfig
+from animatediff.inference.run import run_schema
+from animatediff.pipelines.method import Run
 
-ROOT = Path(inference.__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 def jobs_file(*rows: dict[str, object] | str) -> str:
@@ -43,13 +44,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counts: Counter[str] = Counter()
 
     def counted(name):
-        function = getattr(inference, name)
+        function = getattr(cli, name)
 
         def call(*arguments):
             counts[name] += 1
             return function(*arguments)
 
-        monkeypatch.setattr(inference, name, call)
+        monkeypatch.setattr(cli, name, call)
 
     for name in ("load", "extract", "make"):
         counted(name)
@@ -67,7 +68,7 @@ def test_a_list_loads_once_extracts_once_and_survives_bad_jobs(command, clip: Pa
         "{not json",
         {"ref_video_path": "broken.mp4", "prompt": "four"},
         here | {"prompt": "five", "num_framse": 3},
-        here | {"prompt": "six", "scheduler": "euler"},
+        here | {"prompt": "six", "dtype": "bf16"},
         other | {"prompt": "one"},
         here | {"prompt": "one"},
         here | {"prompt": "seven", "num_inference_steps": -2},
@@ -87,7 +88,7 @@ def test_a_list_loads_once_extracts_once_and_survives_bad_jobs(command, clip: Pa
         4: "jobs.jsonl line 4 is not valid JSON",
         5: "broken.mp4",
         6: "unknown key 'num_framse' in jobs.jsonl line 6; did you mean 'num_frames'?",
-        7: "jobs.jsonl line 7 sets 'scheduler', which is loaded once for all jobs",
+        7: "jobs.jsonl line 7 sets 'dtype', which is loaded once for all jobs",
         9: "the same as job 1",
         10: "num_inference_steps is -2, expected 1 to 1000",
     }.items():
@@ -105,14 +106,14 @@ def test_a_list_loads_once_extracts_once_and_survives_bad_jobs(command, clip: Pa
 
 
 def test_a_defect_stops_one_job_only_and_shows_its_traceback(command, clip: Path, monkeypatch, capsys):
-    made = inference.make
+    made = cli.make
 
-    def make(pipeline, job, *rest):
-        if job.config.prompt == "bad":
+    def make(engine, job, *rest):
+        if job.run.prompt == "bad":
             raise ZeroDivisionError("in our code")
-        made(pipeline, job, *rest)
+        made(engine, job, *rest)
 
-    monkeypatch.setattr(inference, "make", make)
+    monkeypatch.setattr(cli, "make", make)
     path = jobs_file({"prompt": "bad"}, {"prompt": "good"})
     assert command("--jobs", path, prompt=None) == 1
     said = capsys.readouterr()
@@ -129,17 +130,17 @@ def test_names_of_other_programs_lists(command, clip: Path):
 
 
 @pytest.fixture
-def config(clip: Path, tmp_path: Path) -> InferenceConfig:
-    return InferenceConfig(ref_video_path=str(clip), prompt="a fox", output_dir=str(tmp_path / "out"))
+def config(clip: Path, tmp_path: Path) -> Run:
+    return run_schema("efficientmt")(ref_video_path=str(clip), prompt="a fox", output_dir=str(tmp_path / "out"))
 
 
-def planned(*configs: InferenceConfig) -> list[Job]:
+def planned(*configs: Run) -> list[Job]:
     jobs = [Job(config, f"line {i}", i) for i, config in enumerate(configs, start=1)]
     plan(jobs)
     return jobs
 
 
-def test_one_name_each(config: InferenceConfig, tmp_path: Path):
+def test_one_name_each(config: Run, tmp_path: Path):
     (tmp_path / "elsewhere").mkdir()
     shutil.copy(config.ref_video_path, tmp_path / "elsewhere" / "clip.mp4")
     with open(tmp_path / "elsewhere" / "clip.mp4", "ab") as file:
@@ -163,7 +164,7 @@ def test_one_name_each(config: InferenceConfig, tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_counts_as_finished(config: InferenceConfig):
+def test_what_counts_as_finished(config: Run):
     [job] = planned(config)
     job.output.parent.mkdir(parents=True)
     job.output.write_bytes(b"video")
@@ -181,17 +182,17 @@ def test_what_counts_as_finished(config: InferenceConfig):
     assert planned(config)[0].output != job.output, "a file that is not ours is not overwritten"
 
 
-def test_shares_are_complete_disjoint_and_keep_references_together(config: InferenceConfig):
+def test_shares_are_complete_disjoint_and_keep_references_together(config: Run):
     jobs = [Job(replace(config, ref_video_path=f"{i % 3}.mp4", seed=i), "", i) for i in range(10)]
     for count in (1, 2, 3, 12):
         shares = [share(jobs, index, count) for index in range(count)]
         assert sorted(job.number for part in shares for job in part) == list(range(10))
     first, second = share(jobs, 0, 2), share(jobs, 1, 2)
-    shared = {job.config.ref_video_path for job in first} & {job.config.ref_video_path for job in second}
+    shared = {job.run.ref_video_path for job in first} & {job.run.ref_video_path for job in second}
     assert len(shared) <= 1
 
 
-def test_the_table_is_in_the_order_of_the_list(config: InferenceConfig):
+def test_the_table_is_in_the_order_of_the_list(config: Run):
     jobs = [Job(config, "", 2).ended(FAILED, "why"), Job(config, "", 1).ended(ALREADY_DONE)]
     assert table(jobs).splitlines()[1:] == [
         "   1  already done      0.0 s  .",
@@ -200,7 +201,7 @@ def test_the_table_is_in_the_order_of_the_list(config: InferenceConfig):
     ]
 
 
-def test_a_file_without_jobs(config: InferenceConfig, tmp_path: Path):
+def test_a_file_without_jobs(config: Run, tmp_path: Path):
     (tmp_path / "none.jsonl").write_text("\n\n")
     with pytest.raises(UserError, match=r"none.jsonl holds no jobs; expected one JSON object a line"):
         read_jobs(tmp_path / "none.jsonl", config)

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from animatediff.config import load_config
 from animatediff.hub import PUBLISHED, markdown_table
-from animatediff.inference.run import InferenceConfig, fingerprint, located, missing_weights, reference_key
+from animatediff.inference.run import fingerprint, located, missing_weights, read_run, reference_key
+from animatediff.pipelines.method import Run
 
 
 @pytest.fixture
-def config(small_config: Path, clip: Path) -> InferenceConfig:
-    return load_config(InferenceConfig, small_config, [f"ref_video_path={clip}", "prompt=a fox"])
+def config(small_config: Path, clip: Path) -> Run:
+    return read_run([small_config], [f"ref_video_path={clip}", "prompt=a fox"])
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def _without_cuda(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def test_the_fingerprint_is_of_what_decides_the_pixels(config: InferenceConfig, tmp_path: Path):
+def test_the_fingerprint_is_of_what_decides_the_pixels(config: Run, tmp_path: Path):
     moved = tmp_path / "moved.mp4"
     shutil.copy(config.ref_video_path, moved)
     same = [
@@ -51,7 +51,7 @@ def test_the_fingerprint_is_of_what_decides_the_pixels(config: InferenceConfig, 
     assert fingerprint(replace(config, ref_video_path=str(moved))) != before
 
 
-def test_the_fingerprint_knows_what_the_base_model_predicts(config: InferenceConfig, tmp_path: Path):
+def test_the_fingerprint_knows_what_the_base_model_predicts(config: Run, tmp_path: Path):
     folder = tmp_path / "base"
     (folder / "scheduler").mkdir(parents=True)
     elsewhere = replace(config, pretrained_model_path=str(folder))
@@ -62,7 +62,7 @@ def test_the_fingerprint_knows_what_the_base_model_predicts(config: InferenceCon
     assert len(prints) == 3
 
 
-def test_the_fingerprint_is_the_same_from_any_folder(config: InferenceConfig, tmp_path, monkeypatch, repository: Path):
+def test_the_fingerprint_is_the_same_from_any_folder(config: Run, tmp_path, monkeypatch, repository: Path):
     inside = replace(config, motion_module_path="requirements.txt")
     monkeypatch.chdir(repository)
     here = fingerprint(located(inside))
@@ -71,7 +71,7 @@ def test_the_fingerprint_is_the_same_from_any_folder(config: InferenceConfig, tm
     assert fingerprint(located(inside)) == here
 
 
-def test_jobs_on_one_reference_share_its_pass(config: InferenceConfig):
+def test_jobs_on_one_reference_share_its_pass(config: Run):
     assert reference_key(replace(config, prompt="b", seed=1, guidance_scale=1.0)) == reference_key(config)
     for change in ({"num_frames": 3}, {"height": 40}, {"fit": "crop"}, {"start": 1.0}, {"reference_seed": 1}):
         assert reference_key(replace(config, **change)) != reference_key(config)
@@ -79,7 +79,7 @@ def test_jobs_on_one_reference_share_its_pass(config: InferenceConfig):
 
 def test_missing_weights_say_where_they_come_from(tmp_path: Path, monkeypatch, repository: Path):
     monkeypatch.chdir(tmp_path)
-    config = load_config(InferenceConfig, repository / "configs" / "inference" / "sd15.yaml")
+    config = read_run([repository / "configs" / "inference" / "efficientmt" / "sd15.yaml"])
     lines = missing_weights(located(config))
     names = {model.name for model in PUBLISHED if not model.optional and model.missing(repository / "models")}
     fetched = {line.rpartition("--only ")[2] for line in lines.values()}
@@ -94,7 +94,8 @@ def test_the_table_of_weights_is_the_published_one(repository: Path):
 def test_neither_decord_nor_xformers_is_needed(small_config: Path, clip: Path, repository: Path):
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['decord', 'xformers', 'bitsandbytes', 'wandb']))\n"
-        f"sys.path.insert(0, {str(repository)!r}); import inference; sys.exit(inference.main(sys.argv[1:]))"
+        f"sys.path.insert(0, {str(repository)!r}); from animatediff.inference import cli\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
     )
     flags = ["--config", small_config, "--ref_video_path", clip, "--prompt", "x", "attention=xformers"]
     done = subprocess.run(

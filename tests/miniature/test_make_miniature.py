@@ -21,7 +21,8 @@ from animatediff.miniature.base import (
 from animatediff.miniature.loop import one_cycle, train
 from animatediff.miniature.text import build_text_encoder, build_tokenizer, encode_text, tokenize, world_words
 from animatediff.miniature.world import Clip, sample_content, sample_motion
-from animatediff.pipelines.backbones.sd15 import Weights, load_components
+from animatediff.pipelines.backbones.sd15 import load_components
+from animatediff.pipelines.efficientmt.loading import EfficientMTFiles as Files
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "make_miniature.py"
 
@@ -44,7 +45,7 @@ def test_a_small_run_gives_what_the_loader_takes_and_repeating_it_changes_nothin
     overrides += ["motion.steps=1", "motion.batch=1", f"work={tmp_path / 'work'}", f"output={tmp_path / 'out'}"]
     config = load_config(script.MiniatureConfig, script.CONFIG, overrides)
     script.make(config)
-    weights = Weights(
+    weights = Files(
         pretrained_model_path=str(tmp_path / "out" / "StableDiffusion"),
         motion_module_path=str(tmp_path / "out" / "Motion_Module" / "mm.safetensors"),
         ckpt_path="",
@@ -69,7 +70,7 @@ def test_the_motion_stage_goes_on_from_a_model_made_before(script, tmp_path):
     script.make(load_config(script.MiniatureConfig, script.CONFIG, overrides))
     assert not (tmp_path / "work" / "vae").exists()
     weights = [
-        Weights(str(folder / "StableDiffusion"), str(folder / "Motion_Module" / "mm.safetensors"), ckpt_path="")
+        Files(str(folder / "StableDiffusion"), str(folder / "Motion_Module" / "mm.safetensors"), ckpt_path="")
         for folder in (Path(made), tmp_path / "out")
     ]
     before, after = map(load_components, weights)

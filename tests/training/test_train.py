@@ -22,7 +22,9 @@ import train as program
 from animatediff.errors import UserError
 from animatediff.models import EfficientMT
 from animatediff.models.checkpoints import original_adapter_state
-from animatediff.pipelines.backbones.sd15 import Weights, load_adapter, load_components
+from animatediff.pipelines.backbones.sd15 import load_components
+from animatediff.pipelines.efficientmt.loading import EfficientMTFiles as Files
+from animatediff.pipelines.efficientmt.loading import load_adapter
 from animatediff.training.config import read_config
 from tests.data.test_pairs import write_clip
 from tests.training.conftest import Settings
@@ -124,7 +126,7 @@ def test_only_the_trained_parts_change(settings: Settings, tmp_path: Path) -> No
     assert changed == {key for key in trained if ".to_k." in key}
 
 
-def test_a_run_goes_on_from_a_published_checkpoint(settings: Settings, tiny_weights: Weights, tmp_path: Path) -> None:
+def test_a_run_goes_on_from_a_published_checkpoint(settings: Settings, tiny_weights: Files, tmp_path: Path) -> None:
     paths = {f"weights__{key}": value for key, value in asdict(tiny_weights).items() if value and key.endswith("_path")}
     changes = {"sites": "up", "scaler_bias": 0, "max_steps": 1, **paths}
     output = run(settings(**changes))
@@ -140,7 +142,7 @@ def test_the_adapter_serves_inference_and_the_published_layout(
     settings: Settings, tiny_base: dict[str, Path], tmp_path: Path
 ) -> None:
     output = run(settings(max_steps=1))
-    unet = load_components(Weights(**{key: str(path) for key, path in tiny_base.items()})).unet
+    unet = load_components(Files(**{key: str(path) for key, path in tiny_base.items()})).unet
     adapter = load_adapter(unet, str(output / "adapter"))
     torch.save({"global_step": 1, "state_dict": original_adapter_state(adapter)}, tmp_path / "published.ckpt")
     assert adapter.config.trained_steps == 1

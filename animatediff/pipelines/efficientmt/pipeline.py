@@ -14,7 +14,7 @@ from animatediff.errors import UserError
 from animatediff.models.adapter import Adapter, Reference, extract, integrated
 from animatediff.models.hooks import guided_below
 from animatediff.models.unet import VideoUNet
-from animatediff.pipelines.video import REFERENCE_TIMESTEP, TRAINING_STEPS, VideoPipeline, check_frames
+from animatediff.pipelines.video import NUM_TRAIN_TIMESTEPS, REFERENCE_TIMESTEP, VideoPipeline, check_frames
 
 
 class EfficientMTPipeline(VideoPipeline):
@@ -89,19 +89,19 @@ class EfficientMTPipeline(VideoPipeline):
         *,
         reference: Reference | None = None,
         guidance_scale: float = 7.5,
-        guidance_below: int = TRAINING_STEPS,
+        guidance_below: int = NUM_TRAIN_TIMESTEPS,
         **kwargs: Any,
     ) -> Any:
         """AnimateDiffPipeline's call, following `reference` where one is given.
 
         Size and number of frames are the reference's; any other argument and the result are AnimateDiffPipeline's.
-        guidance_below: the timesteps at which guidance acts, 1 to TRAINING_STEPS (all of them, as published).
+        guidance_below: the timesteps at which guidance acts, 1 to NUM_TRAIN_TIMESTEPS (all of them, as published).
         UserError where height, width or num_frames contradict the reference.
         """
-        if not 0 < guidance_below <= TRAINING_STEPS:
-            raise UserError(f"guidance_below is {guidance_below}, expected a timestep from 1 to {TRAINING_STEPS}")
+        if not 0 < guidance_below <= NUM_TRAIN_TIMESTEPS:
+            raise UserError(f"guidance_below is {guidance_below}, expected a timestep from 1 to {NUM_TRAIN_TIMESTEPS}")
         with ExitStack() as stack:
-            if guidance_scale > 1 and guidance_below < TRAINING_STEPS:
+            if guidance_scale > 1 and guidance_below < NUM_TRAIN_TIMESTEPS:
                 stack.enter_context(guided_below(self.unet, guidance_below))
             if reference is None:
                 check_frames(kwargs.get("num_frames", 16))

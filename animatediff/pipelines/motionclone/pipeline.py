@@ -7,7 +7,7 @@ MotionClonePipeline puts them behind the interface of the other methods.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from diffusers.pipelines.animatediff import AnimateDiffPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from animatediff.config import option
 from animatediff.errors import UserError
 from animatediff.models.sparsectrl import SparseControl, SparseControlNet, check_image_index, place_condition
 from animatediff.models.unet import VideoUNet
@@ -30,17 +31,21 @@ from animatediff.pipelines.video import REFERENCE_TIMESTEP, VideoPipeline, check
 
 
 @dataclass
-class MotionCloneConfig:
+class MotionCloneSettings:
     """The method's own settings; defaults are those of the published camera-motion run."""
 
-    guidance_steps: int = 50  # of num_inference_steps, the first ones
-    guided_share: float = 0.3  # share of the noise range that the guided steps cover (published: guidance_scale)
-    motion_guidance_weight: float = 2000.0
-    motion_guidance_blocks: list[str] = field(default_factory=lambda: list(GUIDED_BLOCKS))
-    warm_up_steps: int = 10  # guidance rises over these (see guidance_ramp)
-    cool_down_steps: int = 10  # and falls over these (published: cool_up_steps)
-    k: int = 1  # largest attention entries kept per row
-    gradient_checkpointing: bool = False  # less memory in guided steps, for time
+    guidance_steps: int = option(50, "of num_inference_steps, the first ones: guided by the motion", least=0, most=1000)
+    guidance_range: float = option(
+        0.3, "share of the noise range that the guided steps cover (published: guidance_scale)", least=0, most=1
+    )
+    motion_guidance_weight: float = option(2000.0, "strength of the motion guidance", least=0, most=1e6)
+    motion_guidance_blocks: list[str] = option(list(GUIDED_BLOCKS), "blocks whose temporal attention guides")
+    warm_up_steps: int = option(10, "guidance rises over these", least=0, most=1000)
+    cool_down_steps: int = option(10, "and falls over these (published: cool_up_steps)", least=0, most=1000)
+    k: int = option(1, "largest attention entries kept per row", least=1, most=32)
+    gradient_checkpointing: bool = option(False, "less memory in guided steps, for time", once=True, pixels=False)
+    image_index: list[int] = option([0], "the frame that each condition image stands at", least=0, most=31)
+    controlnet_scale: float = option(1.0, "weight of the condition images", least=0, most=10)
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class MotionClonePipeline(VideoPipeline):
         unet: VideoUNet,
         scheduler: SchedulerMixin,
         controlnet: SparseControlNet | None = None,
-        settings: MotionCloneConfig | dict[str, Any] | None = None,
+        settings: MotionCloneSettings | dict[str, Any] | None = None,
     ) -> None:
         """UserError for settings that no run can take: they are checked before any long work."""
         self._set_up(
@@ -82,7 +87,9 @@ class MotionClonePipeline(VideoPipeline):
             scheduler=scheduler,
             controlnet=controlnet,
         )
-        self.settings = MotionCloneConfig(**settings) if isinstance(settings, dict) else settings or MotionCloneConfig()
+        self.settings = (
+            MotionCloneSettings(**settings) if isinstance(settings, dict) else settings or MotionCloneSettings()
+        )
         self.register_to_config(settings=asdict(self.settings))
         unet.requires_grad_(False)  # the score is a gradient in the latents; weights that want one would cost memory
         temporal_attentions(unet, self.settings.motion_guidance_blocks)
@@ -101,6 +108,7 @@ class MotionClonePipeline(VideoPipeline):
         noise: torch.Tensor | None = None,
         image_index: Sequence[int] = (0,),
         controlnet_scale: float = 1.0,
+        settings: MotionCloneSettings | None = None,
     ) -> MotionReference:
         """The motion of a reference clip: one forward, no inversion (MotionClone, section 4.1).
 
@@ -108,8 +116,10 @@ class MotionClonePipeline(VideoPipeline):
         (1 4 f h w) clean and scaled, instead of `video` (the sketch mode needs the video). noise: as latents; drawn
         from `generator` if not given, before the VAE's sample, so that it equals the initial latents of a call with
         the same seed. image_index, controlnet_scale: in the image modes, the frames that condition images will
-        stand at, here and in every call on this reference, and the weight of their residuals.
+        stand at, here and in every call on this reference, and the weight of their residuals. settings: the
+        pipeline's own, unless others are given.
         """
+        settings = settings or self.settings
         latents, noise = self._clean_and_noise(video, generator, latents, noise)
         check_frames(latents.shape[2])
         text, _ = self.encode_prompt(prompt, self._execution_device, 1, do_classifier_free_guidance=False)
@@ -118,8 +128,8 @@ class MotionClonePipeline(VideoPipeline):
             add_noise(latents, noise, timestep),
             timestep,
             text,
-            self.settings.motion_guidance_blocks,
-            self.settings.k,
+            settings.motion_guidance_blocks,
+            settings.k,
             self._reference_control(video, latents, image_index, controlnet_scale),
         )
         self.maybe_free_model_hooks()
@@ -142,6 +152,7 @@ class MotionClonePipeline(VideoPipeline):
         output_type: str | None = "pil",
         decode_chunk_size: int = 16,
         return_dict: bool = True,
+        settings: MotionCloneSettings | None = None,
     ) -> AnimateDiffPipelineOutput | tuple[Any]:
         """Videos of `prompt` that move like `reference`, one after the other, in diffusers' output.
 
@@ -149,9 +160,10 @@ class MotionClonePipeline(VideoPipeline):
         than the published cfg_scale. latents: initial noise (b 4 f h w), else from `generator`. condition_images:
         (n 3 h w) in [0, 1], one per `image_index` of the reference, in the image modes. The callback and output_type
         ("pil", "np", "pt", "latent") are AnimateDiffPipeline's. UserError at the step where NaN arises.
+        settings: the pipeline's own, unless others are given.
         """
-        settings, device = self.settings, self._execution_device
-        timesteps = uneven_timesteps(num_inference_steps, settings.guidance_steps, settings.guided_share)
+        settings, device = settings or self.settings, self._execution_device
+        timesteps = uneven_timesteps(num_inference_steps, settings.guidance_steps, settings.guidance_range)
         control = self._condition(condition_images, reference)
         positive, negative = self.encode_prompt(
             prompt, device, 1, do_classifier_free_guidance=True, negative_prompt=negative_prompt
@@ -170,7 +182,7 @@ class MotionClonePipeline(VideoPipeline):
                     motion,
                     num_inference_steps=num_inference_steps,
                     guidance_steps=settings.guidance_steps,
-                    guidance_scale=settings.guided_share,
+                    guidance_scale=settings.guidance_range,
                     cfg_scale=guidance_scale - 1,
                     weight=settings.motion_guidance_weight,
                     warm_up=settings.warm_up_steps,

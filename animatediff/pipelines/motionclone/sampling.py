@@ -15,7 +15,7 @@ from diffusers import UNetMotionModel
 
 from animatediff.errors import UserError
 from animatediff.pipelines.motionclone.guidance import Control, Motion, noise_and_loss, predict_noise
-from animatediff.pipelines.video import BETAS, TRAINING_STEPS
+from animatediff.pipelines.video import BETAS, NUM_TRAIN_TIMESTEPS
 
 Callback = Callable[[int, torch.Tensor], torch.Tensor | None]
 
@@ -23,7 +23,7 @@ Callback = Callable[[int, torch.Tensor], torch.Tensor | None]
 @cache
 def alphas_cumprod() -> torch.Tensor:
     """Cumulative products of 1 - beta over the 1000 steps of the linear schedule, float32 on the CPU."""
-    betas = torch.linspace(BETAS["beta_start"], BETAS["beta_end"], TRAINING_STEPS, dtype=torch.float32)
+    betas = torch.linspace(BETAS["beta_start"], BETAS["beta_end"], NUM_TRAIN_TIMESTEPS, dtype=torch.float32)
     return torch.cumprod(1.0 - betas, dim=0)
 
 
@@ -44,8 +44,8 @@ def uneven_timesteps(num_inference_steps: int, guidance_steps: int, guidance_sca
     The others share the rest of the range. UserError where one part has steps and no range.
     """
     check_steps(num_inference_steps, guidance_steps, guidance_scale)
-    boundary = int((1 - guidance_scale) * TRAINING_STEPS)
-    guided = np.linspace(boundary, TRAINING_STEPS - 1, guidance_steps).round()[::-1]
+    boundary = int((1 - guidance_scale) * NUM_TRAIN_TIMESTEPS)
+    guided = np.linspace(boundary, NUM_TRAIN_TIMESTEPS - 1, guidance_steps).round()[::-1]
     plain = np.linspace(0, boundary - 1, num_inference_steps - guidance_steps).round()[::-1]
     return [int(t) for t in (*guided, *plain)]
 
@@ -58,13 +58,13 @@ def check_steps(
 ) -> None:
     """UserError unless the three make a schedule; `names`: what the caller's user knows the last two as."""
     steps_name, share_name = names
-    if not 1 <= num_inference_steps <= TRAINING_STEPS:
-        raise UserError(f"num_inference_steps is {num_inference_steps}, expected 1 to {TRAINING_STEPS}")
+    if not 1 <= num_inference_steps <= NUM_TRAIN_TIMESTEPS:
+        raise UserError(f"num_inference_steps is {num_inference_steps}, expected 1 to {NUM_TRAIN_TIMESTEPS}")
     if not 0 <= guidance_steps <= num_inference_steps:
         raise UserError(f"{steps_name} is {guidance_steps}, expected 0 to num_inference_steps, {num_inference_steps}")
     if not 0 <= guidance_scale <= 1:
         raise UserError(f"{share_name} is {guidance_scale}, expected 0 to 1: the share of the noise range to guide")
-    if guidance_steps < num_inference_steps and int((1 - guidance_scale) * TRAINING_STEPS) < 1:
+    if guidance_steps < num_inference_steps and int((1 - guidance_scale) * NUM_TRAIN_TIMESTEPS) < 1:
         raise UserError(
             f"{share_name} is {guidance_scale}, which leaves no noise range to the "
             f"{num_inference_steps - guidance_steps} unguided steps; lower it, or guide all {num_inference_steps} steps"

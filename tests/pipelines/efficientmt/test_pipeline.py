@@ -15,7 +15,8 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from animatediff.errors import UserError
 from animatediff.models.checkpoints import original_adapter_state, read_state_dict
-from animatediff.pipelines.backbones.sd15 import SCHEDULERS, build_scheduler, load_pipeline
+from animatediff.pipelines.backbones.schedulers import SCHEDULERS, build_scheduler
+from animatediff.pipelines.efficientmt.loading import load_pipeline
 from animatediff.pipelines.efficientmt.pipeline import EfficientMTPipeline
 from tests.goldens import golden, relative_error
 

@@ -9,18 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-import inference
-from animatediff.config import load_config
 from animatediff.errors import UserError
+from animatediff.inference import cli
 from animatediff.inference.jobs import read_jobs
-from animatediff.inference.run import InferenceConfig, check, reference_key
+from animatediff.inference.run import check, read_run, reference_key, run_schema
 from animatediff.models.checkpoints import original_name
 from animatediff.models.sparsectrl import build_sparsectrl
-from animatediff.pipelines.backbones.sd15 import load_components, load_motionclone
-from animatediff.pipelines.motionclone.pipeline import MotionCloneConfig, MotionClonePipeline, uneven_timesteps
+from animatediff.pipelines.backbones.sd15 import load_components
+from animatediff.pipelines.motionclone.method import load_motionclone
+from animatediff.pipelines.motionclone.pipeline import MotionClonePipeline, MotionCloneSettings, uneven_timesteps
 from tests.goldens import fill
 
-SETTINGS = MotionCloneConfig(guidance_steps=1, warm_up_steps=1, cool_down_steps=1)
+SETTINGS = MotionCloneSettings(guidance_steps=1, warm_up_steps=1, cool_down_steps=1)
 SHORT = {"num_inference_steps": 2, "output_type": "latent"}
 PUBLISHED_RUNS = {"camera": (100, 50, 0.3), "object": (300, 180, 0.4), "rgb": (100, 40, 0.3), "sketch": (200, 120, 0.4)}
 
@@ -114,7 +114,7 @@ class TestTextToVideo:
         options = {"num_inference_steps": 3, "output_type": "np", "callback_on_step_end": see}
         frames = pipe("a cat", reference=reference, generator=seeded(), **options).frames
         shape = (1, 4, 3, *reference.latent_size)
-        assert seen == [(i, t, shape) for i, t in enumerate(uneven_timesteps(3, 1, SETTINGS.guided_share))]
+        assert seen == [(i, t, shape) for i, t in enumerate(uneven_timesteps(3, 1, SETTINGS.guidance_range))]
         assert frames.shape == (1, 3, 32, 48, 3)
         assert 0 <= frames.min() <= frames.max() <= 1
 
@@ -136,7 +136,7 @@ class TestTextToVideo:
         with pytest.raises(
             UserError, match=r"'up_blocks\.9' is no block with temporal attention; there are down_blocks"
         ):
-            load(tiny_weights, MotionCloneConfig(motion_guidance_blocks=["up_blocks.9"]))
+            load(tiny_weights, MotionCloneSettings(motion_guidance_blocks=["up_blocks.9"]))
 
 
 class TestImageModes:
@@ -175,13 +175,13 @@ class TestImageModes:
 class TestCommand:
     @pytest.mark.parametrize("run", PUBLISHED_RUNS)
     def test_published_configurations(self, repository, run):
-        config = load_config(InferenceConfig, repository / f"configs/inference/motionclone_{run}.yaml")
+        config = read_run([repository / f"configs/inference/motionclone/{run}.yaml"])
         own = config.motionclone
-        assert (config.num_inference_steps, own.guidance_steps, own.guided_share) == PUBLISHED_RUNS[run]
+        assert (config.num_inference_steps, own.guidance_steps, own.guidance_range) == PUBLISHED_RUNS[run]
         assert (config.method, config.reference_timestep, config.guidance_scale) == ("motionclone", 400, 8.5)
         assert (own.warm_up_steps, own.cool_down_steps, own.motion_guidance_weight, own.k) == (10, 10, 2000, 1)
         assert own.motion_guidance_blocks == ["up_blocks.1"]
-        assert (config.num_frames, config.height, config.width, config.ckpt_path) == (16, 512, 512, "")
+        assert (config.num_frames, config.height, config.width) == (16, 512, 512)
         assert bool(config.sparsectrl_path) == bool(config.domain_adapter_path) == (run in ("rgb", "sketch"))
         assert config.negative_prompt.endswith("missing fingers") == (run in ("camera", "object"))
 
@@ -197,45 +197,68 @@ class TestCommand:
             },
         ]
         (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        text, image = (job.config for job in read_jobs(tmp_path / "jobs.jsonl", InferenceConfig(method="motionclone")))
-        assert (text.ref_video_path, text.prompt, text.seed, text.image_index) == ("a.mp4", "a cat", 7, [0])
-        assert (image.condition_image_paths, image.image_index) == (["x.png", "y.png"], [0, 15])
-        assert image.controlnet_scale == 0.5
+        text, image = (job.run for job in read_jobs(tmp_path / "jobs.jsonl", run_schema("motionclone")()))
+        assert (text.ref_video_path, text.prompt, text.seed, text.motionclone.image_index) == ("a.mp4", "a cat", 7, [0])
+        assert (image.condition_image_paths, image.motionclone.image_index) == (["x.png", "y.png"], [0, 15])
+        assert image.motionclone.controlnet_scale == 0.5
 
     def test_reference_pass_is_shared_where_it_is_the_same(self):
-        config = InferenceConfig(ref_video_path="a.mp4")
+        config = run_schema("motionclone")(ref_video_path="a.mp4", reference_seed=42)
         assert reference_key(replace(config, prompt="b", seed=1)) == reference_key(config)
         own_seed = replace(config, reference_seed=None)
         assert reference_key(replace(own_seed, seed=1)) != reference_key(own_seed)
-        assert reference_key(replace(config, image_index=[3])) != reference_key(config)
+        assert reference_key(replace(config, motionclone=MotionCloneSettings(image_index=[3]))) != reference_key(config)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
             ({"scheduler": "euler"}, "scheduler is 'euler', but MotionClone has timesteps of its own"),
-            ({"guidance_below": 500}, "guidance_below is 500, but MotionClone guides at every step"),
             ({"num_inference_steps": 20}, r"motionclone\.guidance_steps is 50, expected 0 to num_inference_steps, 20"),
-            (
-                {"motionclone": MotionCloneConfig(guided_share=1.5)},
-                r"motionclone\.guided_share is 1\.5, expected 0 to 1",
-            ),
-            ({"method": "efficientmt", "domain_adapter_path": "x"}, "domain_adapter_path is x, which only"),
-            ({"motionclone": MotionCloneConfig(k=17)}, r"motionclone\.k is 17, expected 1 to num_frames, 16"),
+            ({"motionclone": MotionCloneSettings(k=17)}, r"motionclone\.k is 17, expected 1 to num_frames, 16"),
             ({"condition_image_paths": ["x.png"]}, "condition_image_paths is given without sparsectrl_path"),
             ({"sparsectrl_path": "x"}, "no condition image is given"),
-            ({"sparsectrl_path": "x", "condition_image_paths": ["x.png"]}, r"no condition image at x\.png"),
             (
-                {"sparsectrl_path": "x", "condition_image_paths": ["x.png"], "image_index": [16]},
+                {"sparsectrl_path": "x", "condition_image_paths": ["x.png"]},
+                r"nothing at x\.png; check condition_image_paths",
+            ),
+            (
+                {
+                    "sparsectrl_path": "x",
+                    "condition_image_paths": ["x.png"],
+                    "motionclone": MotionCloneSettings(image_index=[16]),
+                },
                 "image_index has 16, expected frame numbers 0 to 15",
             ),
-            ({"sparsectrl_path": "x", "method": "efficientmt"}, "only method=motionclone takes images"),
         ],
     )
     def test_bad_settings(self, clip, changes, message):
-        good = InferenceConfig(method="motionclone", ref_video_path=str(clip), prompt="a cat", num_inference_steps=100)
+        good = run_schema("motionclone")(ref_video_path=str(clip), prompt="a cat", num_inference_steps=100)
         check(good)
         with pytest.raises(UserError, match=message):
             check(replace(good, **changes))
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ("motionclone.guidance_range=1.5", r"motionclone\.guidance_range is 1\.5, expected 0 to 1"),
+            ("motionclone.guided_share=0.3", "is an old name; write motionclone.guidance_range"),
+            ("guidance_below=500", "is an old name"),
+        ],
+    )
+    def test_bad_keys(self, given, message):
+        with pytest.raises(UserError, match=message):
+            read_run((), ["method=motionclone", given])
+
+    @pytest.mark.parametrize(
+        "given", ["domain_adapter_path=x", "sparsectrl_path=x", "motionclone.k=2", "image_index=[1]"]
+    )
+    def test_keys_of_this_method_in_a_run_of_another(self, given):
+        with pytest.raises(UserError, match=r"is a key of method=motionclone, and this run's is efficientmt"):
+            read_run((), ["method=efficientmt", given])
+
+    def test_keys_that_are_off_belong_to_no_method(self):
+        off = ["domain_adapter_path=", "image_index=[0]", "motionclone.k=1"]
+        assert read_run((), ["method=efficientmt", *off]) == read_run((), ["method=efficientmt"])
 
     def test_jobs_end_to_end(self, tiny_weights, clip, tmp_path, capsys):
         """Two good jobs and a bad one; the good ones are whole and not made again."""
@@ -251,9 +274,9 @@ class TestCommand:
         keys = weights | {"ckpt_path": "", "method": "motionclone", "output_dir": tmp_path / "out", "device": "cpu"}
         keys |= {"num_inference_steps": 2, "motionclone.guidance_steps": 1, "reference_seed": "null"}
         keys |= {"num_frames": 3, "height": 32, "width": 48, "guidance_scale": 8.5}
-        keys |= {"scheduler": "ddim", "guidance_below": 1000}
+        keys |= {"scheduler": "ddim"}
         command = ["--jobs", str(tmp_path / "jobs.jsonl"), *(f"{key}={value}" for key, value in keys.items())]
-        assert inference.main(command) == 1
+        assert cli.main(command) == 1
         made = sorted(path.name for path in (tmp_path / "out").rglob("*.mp4"))
         assert made == ["a-cat-42.mp4", "a-dog-3.mp4"]
         sidecar = json.loads(next((tmp_path / "out").rglob("a-dog-3.json")).read_text())
@@ -261,5 +284,5 @@ class TestCommand:
         assert sidecar["config"]["motionclone"]["guidance_steps"] == 1
         assert "condition_image_paths is given without sparsectrl_path" in capsys.readouterr().out
         times = {path: path.stat().st_mtime_ns for path in Path(tmp_path / "out").rglob("*.mp4")}
-        assert inference.main(command) == 1
+        assert cli.main(command) == 1
         assert times == {path: path.stat().st_mtime_ns for path in Path(tmp_path / "out").rglob("*.mp4")}

@@ -1,0 +1,164 @@
+"""What a method of motion transfer is to everything outside its folder: `Method`, and the `Run` that it is handed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+
+from animatediff.config import option
+from animatediff.data.video import FITS
+
+T = TypeVar("T")
+OnStep = Callable[[int, int, torch.Tensor], None]  # (step from 0, steps, latents), after each step
+
+MAX_SEED = 2**63 - 1
+MAX_SIDE = 4096  # pixels
+UNTRAINED = "UNTRAINED"  # the sidecar's field that says that weights are random
+INPUT_KINDS = ("images", "video", "masks")
+SCHEDULER_NAMES = ("ddim", "pndm", "euler", "euler_ancestral", "dpmsolver++")
+
+
+@dataclass
+class Run:
+    """The keys that every method shares.
+
+    The run of a method has its own defaults, and beside these keys those of its Files, of its inputs, and a section
+    with its Settings (see animatediff/inference/run.py).
+    """
+
+    method: str = option("", "the method of motion transfer", once=True)
+    ref_video_path: str = option("", "the clip that gives the motion: a video file or a folder of frames", pixels=False)
+    use_reference: bool = option(True, "false: the clip gives its size alone, to see what the backbone does by itself")
+    prompt: str | None = option(None, "what the new video shows")
+    negative_prompt: str = option("", "what it should not show")
+    ref_prompt: str = option("", "text of the reference pass; the published runs leave it empty")
+
+    num_frames: int = option(16, "frames read and made", least=1, most=1000)
+    height: int = option(512, "pixels", least=1, most=MAX_SIDE)
+    width: int = option(512, "pixels", least=1, most=MAX_SIDE)
+    fit: str = option("stretch", "how frames are brought to height x width; auto keeps the clip's shape", choices=FITS)
+    start: float | None = option(None, "seconds into the reference", least=0)
+    duration: float | None = option(None, "seconds of the reference", least=0)
+
+    seed: int = option(42, "of everything random", least=0, most=MAX_SEED)
+    num_inference_steps: int = option(25, "denoising steps", least=1, most=1000)
+    guidance_scale: float = option(6.0, "classifier-free guidance; 1 and below is none", least=0, most=100)
+    scheduler: str = option("ddim", "the sampler", choices=SCHEDULER_NAMES)
+    reference_timestep: int = option(400, "noise level of the reference pass", least=0, most=999)
+    reference_seed: int | None = option(
+        42, "noise of the reference pass, shared by all jobs on one reference; null: seed", least=0, most=MAX_SEED
+    )
+
+    output_dir: str = option("outputs", "where results go", pixels=False)
+    fps: float | str = option(8.0, "of the video written", least=0.1, most=240)
+    gif: bool = option(False, "write a GIF, too", pixels=False)
+    frames: bool = option(False, "write the frames as PNG, too", pixels=False)
+    side_by_side: bool = option(False, "write reference and result beside each other, too", pixels=False)
+    overwrite: bool = option(False, "make it again where it is there already", pixels=False)
+
+    device: str = option("auto", "where it runs", choices=("auto", "cuda", "mps", "cpu"), once=True, pixels=False)
+    dtype: str = option(
+        "auto", "auto: fp16 on CUDA, fp32 elsewhere", choices=("auto", "fp32", "fp16", "bf16"), once=True
+    )
+    attention: str = option("sdpa", "xformers where it has an operator", choices=("sdpa", "xformers"), once=True)
+    offload: str = option(
+        "none", "weights stay on the CPU until needed", choices=("none", "model", "sequential"), once=True, pixels=False
+    )
+    vae_slicing: bool = option(True, "decode frame by frame, for memory", once=True, pixels=False)
+
+    def part(self, kind: type[T]) -> T:
+        """The dataclass `kind` filled from this run's keys of the same names: `run.part(Files)`."""
+        return kind(**{entry.name: getattr(self, entry.name) for entry in fields(kind)})  # type: ignore[arg-type]
+
+    @property
+    def seed_of_reference(self) -> int:
+        """The seed of the reference pass."""
+        return self.seed if self.reference_seed is None else self.reference_seed
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a job brings beside clip and prompt: a key at the top level, read before the method sees it.
+
+    kind: images, a list of image files, read as float (n 3 h w) in [0, 1]; video, a file or folder, as float
+    (f 3 h w) in [-1, 1]; masks, a file or folder, as float (f 1 h w), 0 or 1; each at the run's size.
+    """
+
+    key: str
+    kind: str
+    required: bool = False
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file that loading reads, there or not. In the fingerprint it counts by content, or by place and size."""
+
+    what: str
+    path: Path
+    by_content: bool = False
+    optional: bool = False
+
+
+@runtime_checkable
+class Method(Protocol):
+    """One method: its folder under pipelines/ holds everything else that is known of it.
+
+    A method may also have: `limits` {common key: (least, most)}, tighter ranges; `unused`, the common keys that it has
+    no use for, refused where they are set; `aliases` {other programs' key: key or section.key}; `renamed` {a key's old
+    name: its new one}, refused with the new one; `notes(pipe, run) -> list[str]`, warnings about one run.
+    """
+
+    name: str  # the YAML section and the folder
+    Files: type  # dataclass of weight paths, loaded once
+    Settings: type  # dataclass of its section; the defaults are the published run
+    defaults: Mapping[str, Any]  # of common keys, where they differ from Run's
+    inputs: tuple[Input, ...]
+    needs_prompt: bool
+    reference_keys: frozenset[str]  # common keys and settings that change the reference pass
+    objective: str | None  # "module:Objective" for train.py
+
+    def check(self, run: Run, settings: Any) -> None:
+        """UserError for what no run can take, before anything is loaded."""
+
+    def weights(self, files: Any) -> list[WeightFile]:
+        """Every file that `load` reads."""
+
+    def load(self, files: Any, settings: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
+        """The pipeline, on `device` in `dtype`."""
+
+    def extract(
+        self,
+        pipe: Any,
+        video: torch.Tensor,
+        inputs: Mapping[str, torch.Tensor],
+        run: Run,
+        settings: Any,
+        rng: torch.Generator,
+    ) -> Any:
+        """The motion of `video` (f 3 h w) in [-1, 1], once per reference; opaque to all but `generate`."""
+
+    def generate(
+        self,
+        pipe: Any,
+        reference: Any,
+        inputs: Mapping[str, torch.Tensor],
+        run: Run,
+        settings: Any,
+        rng: torch.Generator,
+        on_step: OnStep,
+    ) -> np.ndarray:
+        """The new video (f h w 3) in [0, 1]. `on_step` follows every step; an exception raised in it ends the run."""
+
+    def facts(self, pipe: Any, reference: Any) -> dict[str, Any]:
+        """Extra fields of the sidecar; `reference` is None before there is one."""
+
+
+def attribute(method: Method, name: str, default: Any) -> Any:
+    """One of the attributes that a method may have, or `default`."""
+    return getattr(method, name, default)
