@@ -14,10 +14,9 @@ from animatediff.miniature import t5
 from animatediff.miniature.base import subject_importance, velocity_loss
 from animatediff.miniature.loop import train
 from animatediff.miniature.muon import muon
-from animatediff.miniature.video_autoencoder import CHANNELS, TIME
+from animatediff.miniature.video_autoencoder import CHANNELS, FRAMES, TIME
 from animatediff.miniature.world import Clip
 
-FRAMES = 17
 CONFIG: dict[str, Any] = {
     "num_attention_heads": 3,
     "attention_head_dim": 64,

@@ -16,11 +16,11 @@ from transformers import T5EncoderModel, T5Tokenizer
 from animatediff.config import save_config
 from animatediff.errors import UserError
 from animatediff.files import atomic_folder, atomic_path, read_json, remove_stale_parts, write_json
-from animatediff.miniature.dit import FRAMES, build_dit, build_dit_scheduler, train_dit, video_importance
+from animatediff.miniature.dit import build_dit, build_dit_scheduler, train_dit, video_importance
 from animatediff.miniature.loop import rank
 from animatediff.miniature.stages import StageConfig, camera_chances, once, save_once, wait
 from animatediff.miniature.t5 import build_t5_encoder, build_t5_tokenizer, encode_captions
-from animatediff.miniature.video_autoencoder import build_video_vae, encode_video, even_out, train_video_vae
+from animatediff.miniature.video_autoencoder import FRAMES, build_video_vae, encode_video, even_out, train_video_vae
 from animatediff.miniature.world import Clip, make_clip
 
 STAGES = ("clips.npy", "vae", "first", "frames", "latents", "video")
@@ -38,8 +38,8 @@ class DitConfig:
     first: int = 8000  # clips whose first frames the transformer is trained on
     latents: int = 3000  # clips that it is trained on
     vae: StageConfig = field(default_factory=lambda: StageConfig(600, 4, 3e-3))
-    frames: StageConfig = field(default_factory=lambda: StageConfig(800, 64, 4e-3))
-    video: StageConfig = field(default_factory=lambda: StageConfig(3000, 16, 4e-3))
+    frames: StageConfig = field(default_factory=lambda: StageConfig(400, 16, 4e-3))
+    video: StageConfig = field(default_factory=lambda: StageConfig(2000, 4, 4e-3))
     camera_share: float = 0.4  # of the clips drawn in the last stage: those with a moving camera
     star_weight: float = 2.0  # how much oftener a star is drawn: its outline is the hardest to keep
     ground_weight: float = 2.0  # of a place on the ground in the last stage, beside 8 where the subject is

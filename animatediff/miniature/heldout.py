@@ -6,6 +6,7 @@ animatediff/miniature/palette.py. Tracks are [f, 2] in pixels (x, y), nan where 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,11 +47,16 @@ class Job:
     @property
     def wanted(self) -> Clip:
         """The perfect answer: the reference's motion with the content asked for."""
-        return Clip(self.content, self.reference.motion, self.reference.size)
+        return dataclasses.replace(self.reference, content=self.content)
 
 
-def heldout_jobs(count: int = JOBS, frames: int = 16, size: tuple[int, int] = (64, 64)) -> list[Job]:
-    """The first `count` held-out jobs, always the same: motion families in turn, contents that share no colour."""
+def heldout_jobs(
+    count: int = JOBS, frames: int = 16, size: tuple[int, int] = (64, 64), anchored: bool = True
+) -> list[Job]:
+    """The first `count` held-out jobs, always the same: motion families in turn, contents that share no colour.
+
+    For `anchored` see `Clip`; motions, contents and prompts are the same either way.
+    """
     jobs = []
     for number in range(count):
         seed = FIRST_SEED + number
@@ -58,7 +64,7 @@ def heldout_jobs(count: int = JOBS, frames: int = 16, size: tuple[int, int] = (6
         shown = sample_content(2 * seed, "heldout")
         candidates = (sample_content(2 * seed + 1 + k * FIRST_SEED, "heldout") for k in range(1000))
         wanted = next(c for c in candidates if c.colour != shown.colour and c.shape != shown.shape)
-        reference = Clip(shown, sample_motion(seed, "heldout", family, frames), size)
+        reference = Clip(shown, sample_motion(seed, "heldout", family, frames), size, anchored)
         jobs.append(Job(f"{number:02d}-{family}", reference, wanted, seed=1000 + number))
     return jobs
 
@@ -174,7 +180,9 @@ def score(frames: Frames, job: Job, backwards: bool = False) -> dict[str, Any]:
     Keys: cosine, distance (percent of the width), camera (cosine; nan where the camera is still), size (see
     `size_followed`), and the truth values colour, shape, pattern, ground, background, leak.
     """
-    wanted = Clip(job.content, job.reference.motion.reversed(), job.reference.size) if backwards else job.wanted
+    wanted = job.wanted
+    if backwards:
+        wanted = dataclasses.replace(wanted, motion=wanted.motion.reversed())
     reading = read_clip(frames)
     width = job.reference.size[1]
     camera = float("nan")

@@ -6,6 +6,7 @@ by its prompt; which way the reference plays is read from its frames.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -17,6 +18,7 @@ from animatediff.errors import UserError
 from animatediff.evaluation.measures import Column, Measured, Sample
 from animatediff.files import write_json
 from animatediff.miniature.heldout import JOBS, Job, heldout_jobs, score, write_jobs
+from animatediff.miniature.palette import Frames
 
 FPS = 8
 SHARES = ("colour", "shape", "background", "leak")
@@ -58,20 +60,20 @@ class Miniature:
         return Measured({key: math.nan if value is None else float(value) for key, value in values.items()})
 
 
-def write_benchmark(folder: str | Path, count: int = JOBS) -> list[Path]:
-    """Render what the miniature is evaluated on into `folder`.
+def write_benchmark(folder: str | Path, count: int = JOBS, frames: int = 16, anchored: bool = True) -> list[Path]:
+    """Render what the miniature (models/miniature_dit: 17 frames, not anchored) is evaluated on into `folder`.
 
     references/ and reversed/ hold the references, forwards and backwards, each with the jobs.jsonl that inference.py
     reads; exact/ holds the perfect answers as if they were outputs, the upper bound of every measure.
     """
-    folder, jobs = Path(folder), heldout_jobs(count)
+    folder, jobs = Path(folder), heldout_jobs(count, frames, anchored=anchored)
     lists = [write_jobs(folder / "references", jobs), write_jobs(folder / "reversed", jobs, backwards=True)]
     for job in jobs:
-        output, frames = folder / "exact" / f"{job.name}.mp4", job.wanted.frames()
+        output, shown = folder / "exact" / f"{job.name}.mp4", job.wanted.frames()
         reference = str(folder / "references" / f"{job.name}.mp4")
-        save_video(output, frames, FPS)
+        save_video(output, shown, FPS)
         record = {"output": output.name, "method": "rendered", "reference": reference, "prompt": job.prompt}
-        write_json(output.with_suffix(".json"), {**record, "seed": job.seed, "num_frames": len(frames)})
+        write_json(output.with_suffix(".json"), {**record, "seed": job.seed, "num_frames": len(shown)})
     return [*lists, folder / "exact"]
 
 
@@ -81,11 +83,20 @@ def _jobs(frames: int, height: int, width: int) -> tuple[Job, ...]:
 
 
 def _plays_backwards(sample: Sample, job: Job) -> bool:
-    """Whether the reference's frames are nearer to the job's reversed clip than to the clip itself."""
+    """Whether the reference's frames are nearer to the job's reversed clip than to the clip itself.
+
+    The clip is that of the world, anchored or not, which the reference is of.
+    """
     if sample.reference is None:
         return False
-    shown, clip = sample.reference.astype(np.int16), job.reference.frames().astype(np.int16)
-    return bool(np.abs(shown - clip[::-1]).mean() < np.abs(shown - clip).mean())
+    shown = sample.reference.astype(np.int16)
+    worlds = (dataclasses.replace(job.reference, anchored=anchored).frames() for anchored in (True, False))
+    forwards, backwards = zip(*((_distance(shown, clip), _distance(shown, clip[::-1])) for clip in worlds), strict=True)
+    return min(backwards) < min(forwards)
+
+
+def _distance(left: Frames, right: Frames) -> float:
+    return float(np.abs(left.astype(np.int16) - right).mean())
 
 
 MEASURE = Miniature()

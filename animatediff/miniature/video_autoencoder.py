@@ -18,6 +18,7 @@ from torch import Tensor
 from animatediff.miniature.loop import train
 from animatediff.miniature.muon import muon
 
+FRAMES = 17  # of the clips: five latent frames
 CHANNELS = 8  # of the latents
 SPACE, TIME = 4, 4  # pixels and frames to a latent, along each axis
 VIEW = 48  # pixels a side of a view of a whole clip

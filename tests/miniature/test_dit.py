@@ -11,14 +11,17 @@ from torch import nn
 
 from animatediff.config import load_config
 from animatediff.errors import UserError
+from animatediff.evaluation.measures import Sample, load_measure
 from animatediff.miniature import dit_stages
-from animatediff.miniature.dit import FRAMES, build_dit, build_dit_scheduler, video_importance
+from animatediff.miniature.dit import build_dit, build_dit_scheduler, video_importance
+from animatediff.miniature.heldout import heldout_jobs
 from animatediff.miniature.loop import train
 from animatediff.miniature.motions import sample_motion
 from animatediff.miniature.muon import muon, orthogonalised
 from animatediff.miniature.t5 import LENGTH, build_t5_encoder, build_t5_tokenizer, encode_captions
 from animatediff.miniature.text import world_words
-from animatediff.miniature.video_autoencoder import build_video_vae, encode_video, even_out, to_clips, to_video
+from animatediff.miniature.token_flow import flow_errors, true_flow
+from animatediff.miniature.video_autoencoder import FRAMES, build_video_vae, encode_video, even_out, to_clips, to_video
 from animatediff.miniature.world import Clip, Content, make_clip
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "training" / "miniature_dit.yaml"
@@ -185,3 +188,34 @@ def test_values_that_make_no_sense_are_refused_before_anything_is_made(tmp_path,
 
 def test_the_shipped_config_is_the_default():
     assert load_config(dit_stages.DitConfig, CONFIG) == dit_stages.DitConfig()
+
+
+def test_true_flow_of_a_pan_is_the_cameras_and_of_a_line_the_subjects():
+    content = Content("circle", "red", "dotted", "grey")
+    pan, line = (Clip(content, sample_motion(3, family=family, frames=FRAMES)) for family in ("pan", "line"))
+    flow, visible, on = true_flow(pan, 8, 8)
+    times = np.array([0, 2.5, 6.5, 10.5, 14.5])
+    shift = np.stack([np.interp(times, np.arange(FRAMES), axis) for axis in pan.motion.shift.T], axis=1) * 8
+    for i in range(5):
+        for j in range(5):
+            np.testing.assert_allclose(flow[5 * i + j], np.tile(shift[j] - shift[i], (64, 1)), atol=1e-9)
+    assert visible[0].sum() > 50
+    flow, visible, on = true_flow(line, 8, 8)
+    steps = np.stack([np.interp(times, np.arange(FRAMES), axis) for axis in line.track().T], axis=1) / 8
+    np.testing.assert_allclose(flow[4][on[4]], np.tile(steps[4] - steps[0], (on[4].sum(), 1)), atol=1e-9)
+    assert 1 <= on[4].sum() <= 9
+    assert not flow[4][~on[4]].any()
+    assert flow_errors(flow, line, 8, 8)["subject_cosine"] == pytest.approx(1)
+    assert flow_errors(-flow, line, 8, 8)["subject_error"] == pytest.approx(
+        2 * flow_errors(flow, line, 8, 8)["subject_truth"]
+    )
+
+
+def test_the_measure_tells_the_worlds_reversed_references_apart():
+    job = heldout_jobs(12, frames=FRAMES, anchored=False)[9]
+    assert job.reference.motion.family == "pan"
+    measure = load_measure("miniature")
+    wanted, reference = job.wanted.frames(), job.reference.frames()
+    for frames, shown in ((wanted, reference), (wanted[::-1], reference[::-1])):
+        sample = Sample(frames, {"reference": f"{job.name}.mp4"}, job.prompt, reference=shown)
+        assert measure(sample).values["camera_cosine"] > 0.9
