@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from animatediff.data.decode import Recounted, open_source
 from animatediff.errors import UserError
 
 FITS = ("stretch", "crop", "pad", "auto")
+TAKES = ("spread", "first")
+RESAMPLES = ("bilinear", "bicubic")
 _SLACK = 1e-4  # seconds by which a time may miss a frame's border and still count as on it
 
 
@@ -39,24 +42,25 @@ def read_frames(
     *,
     start: float | None = None,
     duration: float | None = None,
+    take: str = "spread",
 ) -> Clip:
     """Read frames of a video file, an animated GIF, one image, or a folder of images (natural order, 8 fps).
 
     `num_frames` frames are spread over the clip, or over the part on screen from `start` for `duration` (seconds);
-    None takes every frame. With fewer frames than asked, frames repeat and a warning says so. Rotation flags are
-    applied, grey becomes RGB, alpha is laid over black. decord decodes where it is installed and known to give the
-    same pixels, PyAV otherwise. Damage past the first frame stops nothing: what decodes is used, with a warning.
-    UserError for everything else.
+    None takes every frame; `take="first"` the first ones there, one after the other. With fewer frames than asked,
+    frames repeat and a warning says so. Rotation flags are applied, grey becomes RGB, alpha is laid over black. decord
+    decodes where it is installed and known to give the same pixels, PyAV otherwise. Damage past the first frame stops
+    nothing: what decodes is used, with a warning. UserError for everything else.
     """
     path = Path(path)
     if num_frames is not None and num_frames < 1:
         raise UserError(f"num_frames is {num_frames}, expected 1 or more")
     source = open_source(path)
     try:
-        numbers = _choose(path, source.times, source.fps, num_frames, start, duration)
+        numbers = _choose(path, source.times, source.fps, num_frames, start, duration, take)
         frames = source.read(numbers)
     except Recounted:
-        numbers = _choose(path, source.times, source.fps, num_frames, start, duration)
+        numbers = _choose(path, source.times, source.fps, num_frames, start, duration, take)
         frames = source.read(numbers)
     warnings = list(source.warnings)
     distinct = len(set(numbers))
@@ -76,7 +80,13 @@ def sample_indices(total: int, num_frames: int) -> np.ndarray:
 
 
 def _choose(
-    path: Path, times: list[float], fps: float, num_frames: int | None, start: float | None, duration: float | None
+    path: Path,
+    times: list[float],
+    fps: float,
+    num_frames: int | None,
+    start: float | None,
+    duration: float | None,
+    take: str,
 ) -> list[int]:
     """Numbers of the frames to read, ascending."""
     begin, end = 0.0 if start is None else float(start), times[-1] + 1 / fps
@@ -92,6 +102,8 @@ def _choose(
     last = max(first, max(i for i, time in enumerate(times) if time < stop - _SLACK or i == 0))
     if num_frames is None:
         return list(range(first, last + 1))
+    if take == "first":
+        return [min(first + i, last) for i in range(num_frames)]
     return [first + int(i) for i in sample_indices(last - first + 1, num_frames)]
 
 
@@ -122,34 +134,44 @@ def resolve_size(
     return height, width
 
 
-def fit_frames(frames: np.ndarray | torch.Tensor, height: int, width: int, fit: str = "stretch") -> torch.Tensor:
+def fit_frames(
+    frames: np.ndarray | torch.Tensor, height: int, width: int, fit: str = "stretch", resample: str = "bilinear"
+) -> torch.Tensor:
     """Frames uint8 [f, h, w, 3] as the VAE takes them: float32 [f, 3, height, width] in [-1, 1].
 
     `stretch` is the published preprocessing: both sides are scaled freely. `crop` cuts the centre to the asked
     aspect ratio first; `pad` keeps the whole frame, centred on black. `auto` crops: with the size that
-    `resolve_size` gives there is less than one `multiple` to cut.
+    `resolve_size` gives there is less than one `multiple` to cut. resample: see `_resize`.
     """
     if fit not in FITS:
         raise UserError(f"fit is '{fit}', expected one of {', '.join(FITS)}")
     pixels = torch.as_tensor(frames).permute(0, 3, 1, 2)  # f h w 3 -> f 3 h w
     h, w = pixels.shape[-2:]
     if fit == "stretch":
-        return _normalise(_resize(pixels, height, width))
+        return _normalise(_resize(pixels, height, width, resample))
     if fit == "pad":
         scale = min(height / h, width / w)
         inner_h, inner_w = (max(1, min(side, round(own * scale))) for own, side in ((h, height), (w, width)))
         top, left = (height - inner_h) // 2, (width - inner_w) // 2
         margins = (left, width - inner_w - left, top, height - inner_h - top)
-        return _normalise(F.pad(_resize(pixels, inner_h, inner_w), margins))
+        return _normalise(F.pad(_resize(pixels, inner_h, inner_w, resample), margins))
     cut_h, cut_w = max(1, min(h, round(w * height / width))), max(1, min(w, round(h * width / height)))
     top, left = (h - cut_h) // 2, (w - cut_w) // 2
-    return _normalise(_resize(pixels[..., top : top + cut_h, left : left + cut_w], height, width))
+    return _normalise(_resize(pixels[..., top : top + cut_h, left : left + cut_w], height, width, resample))
 
 
-def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """uint8 [f, 3, h, w] -> uint8 [f, 3, height, width]: bilinear, corners aligned, rounded to whole levels."""
+def _resize(pixels: torch.Tensor, height: int, width: int, resample: str) -> torch.Tensor:
+    """uint8 [f, 3, h, w] -> uint8 [f, 3, height, width].
+
+    bilinear: corners aligned, rounded to whole levels, as EfficientMT's published program; bicubic: Pillow's, as
+    DiTFlow's.
+    """
     if pixels.shape[-2:] == (height, width):
         return pixels
+    if resample == "bicubic":
+        images = (Image.fromarray(frame.permute(1, 2, 0).cpu().numpy()) for frame in pixels)  # 3 h w -> h w 3
+        resized = [np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)) for image in images]
+        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)  # f h w 3 -> f 3 h w
     return F.interpolate(pixels.cpu().contiguous(), (height, width), mode="bilinear", align_corners=True)
 
 

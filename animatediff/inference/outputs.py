@@ -31,6 +31,8 @@ def write(job: Job, result: Result) -> None:
         save_frames(job.frames, pixels)
     if run.side_by_side:
         save_video(job.beside, side_by_side(result.reference.pixels, pixels), fps)
+    for ending, save in result.files.items():
+        save(job.output.with_name(job.output.stem + ending))
     write_json(job.sidecar, sidecar(job, result, pixels.shape))
 
 

@@ -58,6 +58,7 @@ def run_schema(name: str) -> type[Run]:
         metadata = dict(entry.metadata)
         if entry.name in limits:
             metadata["least"], metadata["most"] = limits[entry.name]
+        metadata["choices"] = attribute(method, "choices", {}).get(entry.name, metadata["choices"])
         own.append((entry.name, get_type_hints(Run)[entry.name], field(default=default, metadata=metadata)))
     hints = get_type_hints(method.Files)
     for entry in fields(method.Files):
@@ -284,7 +285,7 @@ def check_output(folder: Path) -> None:
 def reference_key(run: Run) -> str:
     """Jobs with equal keys share one reference pass."""
     method = METHODS[run.method]
-    names = {"ref_video_path", "num_frames", "height", "width", "fit", "start", "duration"}
+    names = {"ref_video_path", "num_frames", "height", "width", "fit", "resample", "take", "start", "duration"}
     settings = settings_of(run)
     values = [getattr(run if name in COMMON else settings, name) for name in sorted(names | method.reference_keys)]
     return json.dumps([run.method, run.seed_of_reference, *values])

@@ -38,5 +38,6 @@ METHODS = Methods(
     {
         "efficientmt": "animatediff.pipelines.efficientmt.method:METHOD",
         "motionclone": "animatediff.pipelines.motionclone.method:METHOD",
+        "ditflow": "animatediff.pipelines.ditflow.method:METHOD",
     }
 )

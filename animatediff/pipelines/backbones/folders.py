@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from animatediff.config import option
 from animatediff.errors import UserError, one_line
 from animatediff.files import read_json
 from animatediff.models.checkpoints import read_state_dict
@@ -27,9 +28,11 @@ _WIDE = torch.float32  # of the layers that a network's class wants kept so
 class VideoTransformerFiles:
     """Where the files of a video transformer lie: CogVideoX or Wan, and LoRAs for it."""
 
-    pretrained_model_path: str = ""  # a diffusers folder: transformer, vae, text_encoder, tokenizer, scheduler
-    lora_paths: list[str] = field(default_factory=list)
-    lora_scale: float = 1.0
+    pretrained_model_path: str = option(
+        "models/CogVideoX/CogVideoX-5b", "diffusers folder: transformer, vae, text_encoder, tokenizer", once=True
+    )
+    lora_paths: list[str] = option([], "LoRA, in diffusers' formats", once=True)
+    lora_scale: float = option(1.0, "of all LoRAs", least=-10, most=10, once=True)
 
 
 @dataclass(frozen=True)

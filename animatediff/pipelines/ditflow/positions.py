@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from animatediff.errors import UserError, one_line
 from animatediff.files import atomic_path
-from animatediff.pipelines.ditflow.dialects import dialect_of
 
 FORMAT = "DiTFlow positions, 1"
 
@@ -33,14 +31,11 @@ class PositionFacts:
     timesteps: tuple[float, ...]  # of the guided steps
 
 
-def describe_transformer(transformer: nn.Module) -> str:
-    """Class and widths of a transformer, by which saved positions are known to be another's."""
-    config, blocks = transformer.config, len(dialect_of(transformer).blocks)
-    rope = getattr(config, "use_rotary_positional_embeddings", True)
-    return (
-        f"{type(transformer).__name__}, {blocks} blocks, {config.num_attention_heads} heads of "
-        f"{config.attention_head_dim}, {'rope' if rope else 'a position table'}"
-    )
+def describe_transformer(name: str, config: Mapping[str, Any]) -> str:
+    """Class and widths of a transformer, from its config, by which saved positions are known to be another's."""
+    blocks, heads, width = (config.get(key) for key in ("num_layers", "num_attention_heads", "attention_head_dim"))
+    kind = "rope" if config.get("use_rotary_positional_embeddings", True) else "a position table"
+    return f"{name}, {blocks} blocks, {heads} heads of {width}, {kind}"
 
 
 def save_positions(path: str | Path, positions: Mapping[int, torch.Tensor], facts: PositionFacts) -> None:
