@@ -37,7 +37,7 @@ class DitConfig:
     clips: int = 3000  # rendered for the VAE
     first: int = 8000  # clips whose first frames the transformer is trained on
     latents: int = 3000  # clips that it is trained on
-    vae: StageConfig = field(default_factory=lambda: StageConfig(600, 4, 3e-3))
+    vae: StageConfig = field(default_factory=lambda: StageConfig(400, 4, 3e-3))
     frames: StageConfig = field(default_factory=lambda: StageConfig(400, 16, 4e-3))
     video: StageConfig = field(default_factory=lambda: StageConfig(2000, 4, 4e-3))
     camera_share: float = 0.4  # of the clips drawn in the last stage: those with a moving camera
