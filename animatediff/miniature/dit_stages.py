@@ -23,7 +23,7 @@ from animatediff.miniature.t5 import build_t5_encoder, build_t5_tokenizer, encod
 from animatediff.miniature.video_autoencoder import FRAMES, build_video_vae, encode_video, even_out, train_video_vae
 from animatediff.miniature.world import Clip, make_clip
 
-STAGES = ("clips.npy", "vae", "first", "frames", "latents", "video")
+STAGES = ("clips.npy", "vae", "first", "frames", "latents", "video", "decoder")
 ENCODED_AT_ONCE = 50
 
 
@@ -38,6 +38,7 @@ class DitConfig:
     first: int = 8000  # clips whose first frames the transformer is trained on
     latents: int = 3000  # clips that it is trained on
     vae: StageConfig = field(default_factory=lambda: StageConfig(400, 4, 3e-3))
+    decoder: StageConfig = field(default_factory=lambda: StageConfig(600, 4, 2e-3))
     frames: StageConfig = field(default_factory=lambda: StageConfig(400, 16, 4e-3))
     video: StageConfig = field(default_factory=lambda: StageConfig(2000, 4, 4e-3))
     camera_share: float = 0.4  # of the clips drawn in the last stage: those with a moving camera
@@ -84,21 +85,25 @@ def make_dit(config: DitConfig) -> None:
             train_dit(name, transformer, latents, text, empty, importance, chances, *sizes)
             save_once(transformer, work / name)
         transformer = CogVideoXTransformer3DModel.from_pretrained(work / name)
+    vae = _vae_stage(config, work, vae)
     if rank() == 0:
         export_dit(Path(config.output), vae, encoder, tokenizer, transformer)
         save_config(config, Path(config.output) / "config.yaml")
 
 
-def _vae_stage(config: DitConfig, work: Path) -> AutoencoderKLCogVideoX:
-    vae, stage = build_video_vae(), config.vae
-    if not (work / "vae").exists():
+def _vae_stage(config: DitConfig, work: Path, made: AutoencoderKLCogVideoX | None = None) -> AutoencoderKLCogVideoX:
+    """The VAE; where it is `made`, its decoder trained on, with the latents as they are."""
+    name, stage = ("vae", config.vae) if made is None else ("decoder", config.decoder)
+    if not (work / name).exists():
+        vae = made or build_video_vae()
         clips = once(work / "clips.npy", lambda path: _render(path, config.clips), _map)
         centres = np.stack([drawn_clip(seed).track() for seed in range(len(clips))])
-        checkpoint = work / "vae.pt"
-        train_video_vae(vae, clips, centres, stage.steps, stage.batch, stage.learning_rate, checkpoint, config.seed)
-        even_out(vae, clips[:100])
-        save_once(vae, work / "vae")
-    return AutoencoderKLCogVideoX.from_pretrained(work / "vae").eval()
+        sizes = (stage.steps, stage.batch, stage.learning_rate, work / f"{name}.pt", config.seed)
+        train_video_vae(vae, clips, centres, *sizes, decoder_only=made is not None)
+        if made is None:
+            even_out(vae, clips[:100])
+        save_once(vae, work / name)
+    return AutoencoderKLCogVideoX.from_pretrained(work / name).eval()
 
 
 def _rendered(start: int, end: int, frames: int = FRAMES) -> NDArray[np.uint8]:

@@ -78,8 +78,9 @@ def train_video_vae(
     lr: float,
     checkpoint: Path,
     seed: int,
+    decoder_only: bool = False,
 ) -> None:
-    """Train `vae` on `clips` [n, f, h, w, 3]; resumes from `checkpoint`.
+    """Train `vae`, or its decoder alone, on `clips` [n, f, h, w, 3]; resumes from `checkpoint`.
 
     A step takes a view of one clip, VIEW x VIEW pixels of all its frames, and `batch` pieces around the subject, WINDOW
     frames of CROP x CROP pixels; the subject's centre is centres [n, f, 2] in pixels (x, y). Subjects fill a fifteenth
@@ -105,20 +106,23 @@ def train_video_vae(
         parts = video_vae_loss(vae, to_video(pieces(batch, generator)), generator)
         return parts + video_vae_loss(vae, to_video(view(generator)), generator)
 
+    trained = vae.decoder if decoder_only else vae
+    vae.requires_grad_(False)
+    trained.requires_grad_(True)
     train(
-        "vae",
-        [{"params": list(vae.parameters()), "lr": lr}],
+        "decoder" if decoder_only else "vae",
+        [{"params": list(trained.parameters()), "lr": lr}],
         loss_of,
         steps,
         checkpoint,
         seed,
         save_every=100,
-        make_optimizer=lambda groups: muon(vae, lr, _at_the_pixels),
+        make_optimizer=lambda groups: muon(trained, lr, _at_the_pixels),
     )
 
 
 def _at_the_pixels(name: str) -> bool:
-    return name.startswith(("encoder.conv_in", "decoder.conv_out"))
+    return name.startswith(("encoder.conv_in", "decoder.conv_out", "conv_out"))
 
 
 @torch.no_grad()

@@ -25,8 +25,8 @@ from animatediff.miniature.video_autoencoder import FRAMES, build_video_vae, enc
 from animatediff.miniature.world import Clip, Content, make_clip
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "training" / "miniature_dit.yaml"
-TINY = {"clips": 2, "first": 3, "latents": 2, "vae.batch": 1, "frames.batch": 2, "video.batch": 2}
-STEPS = {"vae.steps": 1, "frames.steps": 1, "video.steps": 1}
+TINY = {"clips": 2, "first": 3, "latents": 2, "vae.batch": 1, "decoder.batch": 1, "frames.batch": 2, "video.batch": 2}
+STEPS = {"vae.steps": 1, "decoder.steps": 1, "frames.steps": 1, "video.steps": 1}
 
 
 def tiny_config(tmp_path, **changes):
