@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from animatediff.miniature import t5
@@ -34,11 +35,27 @@ CONFIG: dict[str, Any] = {
     "spatial_interpolation_scale": 0.5,
     "temporal_interpolation_scale": 0.5,
 }
+# Of each block's heads, as (frames, rows, columns); the blocks without are to find their own.
+NEIGHBOURS = (
+    ((0, 0, -1), (0, 0, 1), (0, -1, 0)),
+    ((0, 1, 0), (-1, 0, 0), (1, 0, 0)),
+    ((0, 0, -1), (0, 0, 1), (-1, 0, 0)),
+    (),
+    ((0, -1, 0), (0, 1, 0)),
+    (),
+    ((0, 0, -1), (0, 0, 1), (1, 0, 0)),
+    ((0, -1, 0), (0, 1, 0), (-1, 0, 0)),
+)
+PAIRS = 8  # of channels of each axis in such a head: the highest frequencies
+SHARPNESS = 1.4
 DROP = 0.1  # share of captions replaced by the empty prompt, for classifier-free guidance
 
 
 def build_dit(config: dict[str, Any] = CONFIG) -> CogVideoXTransformer3DModel:
-    """An untrained transformer. Every block starts as the identity (DiT's adaLN-Zero) and the output as zero."""
+    """An untrained transformer. Every block starts as the identity (DiT's adaLN-Zero) and the output as zero.
+
+    Heads look at neighbours: see `look_at`.
+    """
     transformer = CogVideoXTransformer3DModel(**config)
     silent = [transformer.proj_out]
     for block in transformer.transformer_blocks:
@@ -46,7 +63,43 @@ def build_dit(config: dict[str, Any] = CONFIG) -> CogVideoXTransformer3DModel:
     for layer in silent:
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        transformer.patch_embed.proj.weight.mul_(0.5)  # positions decide at first
+    for block, offsets in zip(transformer.transformer_blocks, NEIGHBOURS, strict=False):
+        look_at(block.attn1, offsets, transformer.config)
     return transformer
+
+
+@torch.no_grad()
+def look_at(attention: Attention, offsets: Sequence[tuple[int, int, int]], config: Any) -> None:
+    """Start head n of `attention` as a look at the token `offsets[n]` (frames, rows, columns) away; others at random.
+
+    The position table holds pairs (sin w p, cos w p) for frames, rows and columns. Turning each pair of the query by
+    w d and leaving the key's as it is makes q . k largest at p + d. A part of each head stays random, for content.
+    """
+    channels = attention.to_q.in_features
+    in_time, in_space = channels // 4, channels * 3 // 8  # channels of the table for frames, and for columns and rows
+    axes = (
+        (0, in_time, config.temporal_interpolation_scale),
+        (in_time + in_space, in_space, config.spatial_interpolation_scale),
+        (in_time, in_space, config.spatial_interpolation_scale),
+    )
+    width = channels // attention.heads
+    for head, offset in enumerate(offsets):
+        row = head * width
+        for (first, count, scale), distance in zip(axes, offset, strict=True):
+            for number in range(PAIRS):
+                angle = torch.tensor(distance / scale * 10000 ** (-number / (count // 2)))
+                sin, cos = first + number, first + count // 2 + number
+                for layer in (attention.to_q, attention.to_k):
+                    layer.weight[row : row + 2] = 0
+                attention.to_k.weight[row, sin] = attention.to_k.weight[row + 1, cos] = 1
+                attention.to_q.weight[row, sin] = attention.to_q.weight[row + 1, cos] = angle.cos()
+                attention.to_q.weight[row, cos], attention.to_q.weight[row + 1, sin] = angle.sin(), -angle.sin()
+                row += 2
+    if offsets:
+        for norm in (attention.norm_q, attention.norm_k):
+            norm.weight.fill_(SHARPNESS)
 
 
 def build_dit_scheduler() -> CogVideoXDDIMScheduler:
