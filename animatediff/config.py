@@ -7,7 +7,6 @@ value, letter by letter.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import types
@@ -20,8 +19,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from animatediff.errors import UserError, describe_os_error, one_line
-from animatediff.files import atomic_path
+from animatediff.errors import UserError, describe_os_error, nearest, one_line
+from animatediff.files import write_text
 from animatediff.project import locate
 
 T = TypeVar("T")
@@ -156,14 +155,7 @@ def to_yaml(config: Any) -> str:
 
 def save_config(config: Any, path: str | Path) -> None:
     """Write the resolved `config` as YAML, atomically."""
-    with atomic_path(path) as part:
-        part.write_text(to_yaml(config), encoding="utf-8")
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint that names the known name nearest to `name`, or lists them all when none is near."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+    write_text(path, to_yaml(config))
 
 
 def read_layers(path: str | Path, above: tuple[Path, ...] = ()) -> list[Layer]:
@@ -285,6 +277,9 @@ def _value(kind: Any, value: Any, source: str, name: str) -> Any:
                 continue
             elements = value.value if isinstance(value, yaml.SequenceNode) else value
             return [_value(get_args(inner)[0], element, source, name) for element in elements]
+        number = get_args(inner)[0] if get_origin(inner) is list else None
+        if number in (int, float) and (isinstance(value, yaml.ScalarNode) or _has_type(number, value)):
+            return [_value(number, value, source, name)]  # one number is a list of one
     if mapping:
         raise UserError(f"'{name}' in {source} takes one value, not keys of its own")
     if isinstance(value, yaml.ScalarNode) and any(get_origin(inner) in (list, tuple, dict) for inner in kinds):
@@ -306,12 +301,12 @@ def _from_text(kinds: tuple[Any, ...], text: str, source: str, name: str) -> Any
         if text.lower() not in _BOOLEANS:
             raise UserError(f"bad value in {source}: {name} is '{text}', expected true or false")
         return _BOOLEANS[text.lower()]
-    if str in kinds:  # float | str: a number where it reads as one
+    if float in kinds:
         try:
-            return float(text)
+            return float(re.sub(r"^([+-]?)\.(?=inf$|nan$)", r"\1", text.lower()))
         except ValueError:
-            return _literal(text, source, name)
-    return _escaped(text)
+            pass
+    return _literal(text, source, name) if str in kinds else _escaped(text)
 
 
 def _has_type(kind: Any, value: Any) -> bool:

@@ -1,17 +1,29 @@
-"""Where the published weights come from and where they go: the one table that README, downloader and dry run read."""
+"""Where the published weights come from and where they go: the one table that README, downloader and dry run read.
+
+Adding a model is adding a row. animatediff/hub_download.py fetches what the rows name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+from animatediff.errors import UserError
+from animatediff.files import read_json
+
+RECORD = "downloads.json"  # under models/: what each place was fetched from
 
 
 @dataclass(frozen=True)
 class Published:
     """One published model: one file, or the files of one folder.
 
-    `files` pairs each place under `models/` with its path in the hub repository `repo`. `size` is for readers; the
+    `files` pairs each place under `models/` with its path in the hub repository `repo`; `patterns` name further files
+    of the repository (as snapshot_download's allow_patterns), which keep their paths in the folder of the first one.
+    `revision` (a commit) and `sha256` (place -> digest) pin what is known; what they leave open is settled by the
+    first download, recorded in `models/downloads.json` and held to from then on. `size` is for readers; the
     downloader takes exact sizes from the hub.
     """
 
@@ -21,17 +33,44 @@ class Published:
     size: str
     purpose: str
     optional: bool = False
+    patterns: tuple[str, ...] = ()
+    revision: str | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
         """The file, or the folder of all files, under `models/`."""
-        if len(self.files) == 1:
+        if len(self.files) == 1 and not self.patterns:
             return self.files[0][0]
         return "/".join(PurePosixPath(self.files[0][0]).parts[:2]) + "/"
 
     def missing(self, models: Path) -> list[str]:
-        """The places under `models` where nothing lies yet."""
-        return [place for place, _ in self.files if not (models / place).is_file()]
+        """The places under `models` where nothing lies yet; of `patterns`, those that a download was to fill."""
+        places = [place for place, _ in self.files]
+        if self.patterns:
+            places += [place for place in read_record(models) if place.startswith(self.place) and place not in places]
+        return [place for place in places if not (models / place).is_file()]
+
+
+def read_record(models: Path) -> dict[str, dict[str, Any]]:
+    """Place under `models` -> {repo, source, revision, size, sha256} of its download; empty where none was recorded.
+
+    `sha256` is None until the file has come. UserError where the file is not such a record.
+    """
+    path = models / RECORD
+    if not path.is_file():
+        return {}
+    record = read_json(path)
+    texts = ("repo", "source", "revision")
+    if not isinstance(record, dict) or not all(
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(key), str) for key in texts)
+        and isinstance(entry.get("size"), int)
+        and isinstance(entry.get("sha256", 0), str | None)
+        for entry in record.values()
+    ):
+        raise UserError(f"{path} is not the downloader's record; delete it, and the next download writes a new one")
+    return record
 
 
 _SD15 = "StableDiffusion/stable-diffusion-v1-5"
@@ -50,6 +89,21 @@ _SD15_FILES = (
     "unet/config.json",
     "unet/diffusion_pytorch_model.safetensors",
 )
+
+
+def _diffusers_folder(name: str, repo: str, folder: str, size: str, purpose: str) -> Published:
+    """An optional row for a text-to-video transformer as diffusers saves it: safetensors, configurations, tokenizer."""
+    parts = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+    return Published(
+        name,
+        repo,
+        ((f"{folder}/model_index.json", "model_index.json"),),
+        size,
+        purpose,
+        optional=True,
+        patterns=tuple(f"{part}/*.{kind}" for part in parts for kind in ("json", "safetensors", "model")),
+    )
+
 
 PUBLISHED = (
     Published(
@@ -103,6 +157,26 @@ PUBLISHED = (
         "1.99 GB",
         "SparseCtrl for sketch conditions",
         optional=True,
+    ),
+    _diffusers_folder(
+        "cogvideox-2b", "zai-org/CogVideoX-2b", "CogVideoX/CogVideoX-2b", "about 14 GB", "CogVideoX 2B, for DiTFlow"
+    ),
+    _diffusers_folder(
+        "cogvideox-5b", "zai-org/CogVideoX-5b", "CogVideoX/CogVideoX-5b", "about 21 GB", "CogVideoX 5B, for DiTFlow"
+    ),
+    _diffusers_folder(
+        "wan-1.3b",
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        "Wan/Wan2.1-T2V-1.3B-Diffusers",
+        "about 29 GB",
+        "Wan 2.1 1.3B, for DiTFlow",
+    ),
+    _diffusers_folder(
+        "wan-14b",
+        "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+        "Wan/Wan2.1-T2V-14B-Diffusers",
+        "about 80 GB",
+        "Wan 2.1 14B, for DiTFlow",
     ),
 )
 

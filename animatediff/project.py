@@ -6,16 +6,18 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from animatediff.files import is_there
+
 T = TypeVar("T")
 
 _PACKAGE = Path(__file__).resolve().parent
-INSTALLED = _PACKAGE / "project"  # where a wheel puts configs/, models/miniature and assets/
+INSTALLED = _PACKAGE / "share"  # where a wheel puts configs/, models/miniature and assets/
 PROJECT = INSTALLED if INSTALLED.is_dir() else _PACKAGE.parent
 
 
 def locate(path: str) -> str:
     """`path`, or, where nothing lies there, the same path in this project's folder if something lies there."""
-    return str(PROJECT / path) if path and not _exists(Path(path)) and _exists(PROJECT / path) else path
+    return str(PROJECT / path) if path and not is_there(path) and is_there(PROJECT / path) else path
 
 
 def located(files: T) -> T:
@@ -28,10 +30,3 @@ def located(files: T) -> T:
         elif entry.name.endswith("_paths"):
             changes[entry.name] = [locate(path) for path in value]
     return replace(files, **changes)  # type: ignore[type-var]
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long, no permission, a NUL: nothing that could be read
-        return False

@@ -26,9 +26,11 @@ from animatediff.console import run_command
 from animatediff.data.export import save_gif
 from animatediff.data.video import read_frames
 from animatediff.errors import UserError
-from animatediff.files import atomic_path, read_json
+from animatediff.files import Keys, atomic_path, read_json
 from animatediff.miniature.palette import read_clip
 
+RECORD: Keys = {"reference": str, "output": str, "prompt": str, "reference_frames": {"indices": list[int]}}
+MEASURES: Keys = {"mean": dict[str, float | None]}
 SCALE = 2  # of the videos in the animation
 CAPTION = 44  # pixels under each pair
 
@@ -70,7 +72,7 @@ def read_transfers(folder: Path) -> list[Transfer]:
     """Every output under `folder` that has its JSON; UserError where there is none."""
     transfers = []
     for path in sorted(folder.glob("*/*.json")):
-        facts = read_json(path)
+        facts = read_json(path, RECORD, required=list(RECORD))
         indices = facts["reference_frames"]["indices"]
         reference = read_frames(facts["reference"], None).frames[indices]
         output = read_frames(path.with_name(facts["output"]), None).frames
@@ -114,7 +116,7 @@ def read_curve(runs: Sequence[Path]) -> dict[int, dict[str, float]]:
     for run in runs:
         before = max(curve, default=0)
         found = {int(p.parent.name.removeprefix("step-")): p for p in run.glob("validation/step-*/measures.json")}
-        means = {step: read_json(path)["mean"] for step, path in sorted(found.items())}
+        means = {step: read_json(path, MEASURES, ["mean"])["mean"] for step, path in sorted(found.items())}
         if not any("cosine" in row for row in means.values()):
             raise UserError(f"{run} holds no measured validation; train with validation.measures=world")
         curve |= {before + step: row for step, row in means.items()}

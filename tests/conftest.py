@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -21,9 +22,16 @@ from animatediff.pipelines.efficientmt import method
 from animatediff.pipelines.efficientmt.loading import EfficientMTFiles as Files
 from animatediff.pipelines.efficientmt.loading import load_pipeline
 from animatediff.pipelines.efficientmt.pipeline import EfficientMTPipeline
+from tests.browser import MISSING, Browser, find_browser, launch
 from tests.goldens import write_tiny_layout
 
 torch.set_num_threads(1)
+
+# Generated inputs: the same hundred every time, or with HYPOTHESIS_PROFILE=long thousands of new ones.
+_COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("short", max_examples=100, derandomize=True, **_COMMON)
+settings.register_profile("long", max_examples=5000, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +68,16 @@ def load_once() -> Callable[..., EfficientMTPipeline]:
         return loaded[key]
 
     return load
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless browser, or a skip that says why."""
+    path = find_browser()
+    if path is None:
+        pytest.skip(MISSING)
+    with launch(path) as opened:
+        yield opened
 
 
 @pytest.fixture

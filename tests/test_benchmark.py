@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 
-from animatediff.benchmarks import commands, guidance, memory, phases, report, sampling, training
+from animatediff.benchmarks import (
+    command,
+    commands,
+    ditflow,
+    guidance,
+    memory,
+    phases,
+    reading,
+    report,
+    sampling,
+    training,
+)
 from animatediff.benchmarks.networks import SCALES, Setup, random_unet, site_channels, stock_unet
 from animatediff.benchmarks.timing import interleave, isolated, summarise
 from animatediff.errors import UserError
 from animatediff.models import Adapter, EfficientMT, build_unet
+from animatediff.pipelines.ditflow import attention_motion_flow
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = Setup(scale="tiny", frames=2, height=64, width=64, rounds=1)
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts" / "benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return command
 
 
 def test_all_ways_of_a_step_are_the_same_function():
@@ -36,7 +42,7 @@ def test_all_ways_of_a_step_are_the_same_function():
     assert all(0 <= difference < 1e-5 for difference in result["difference"].values())
     assert {values["rounds"] for values in result["variants"].values()} == {1}
     assert result["variants"]["plain"]["wall"]["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
-    assert [row.goal for row in report.rows_of("step", result)] == [None, 1.06, None, None, None, 1.0]
+    assert [row.goal for row in report.rows_of("step", result)] == [None, 1.06, None, None, None, 1.06, 1.0]
 
 
 def test_full_size_counts_are_the_published_ones():
@@ -190,7 +196,7 @@ def test_parts_that_find_no_time_say_so(script, tmp_path, capsys):
     output = tmp_path / "benchmark.json"
     assert script.main(["--minutes", "-1", "--device", "cpu", "--output", str(output)]) == 0
     parts = json.loads(output.read_text())["parts"]
-    assert list(parts) == ["step", "memory", "phases", "commands"]
+    assert list(parts) == ["step", "memory", "phases", "commands", "reading"]
     assert all("--only" in part["skipped"] for part in parts.values())
 
 
@@ -224,3 +230,31 @@ def test_the_memory_part_reads_as_a_table_with_its_setup_beside_it():
     rows = list(rows_of("memory", {"shared": scheme, "published": scheme | {"ratio": 1.0}, "setup": {"frames": 16}}))
     assert len(rows) == 2
     assert "peak 7.00 GiB" in str(rows[0])
+
+
+def test_reading_measures_a_long_clip_and_short_ones():
+    result = reading.measure_reading(rounds=1, seconds=30, clips=3)
+    assert (result["seconds"], result["clips"]) == (30, 3)
+    assert all(result[name][clock]["median"] > 0 for name in ("long", "short") for clock in ("wall", "cpu"))
+    assert [row.what for row in report.rows_of("reading", result)] == [
+        "16 frames of a clip of 0.00833333 h",
+        "16 frames of each of 3 short clips",
+    ]
+
+
+def test_the_published_form_of_ditflow_s_guided_step_gives_the_same_latents():
+    setup = Setup(scale="tiny", frames=9, height=32, width=48, rounds=1)
+    result = ditflow.ditflow_times(setup)
+    assert list(result["time"]) == list(ditflow.STEPS)
+    assert 0 < max(result["difference"].values()) < 2e-4
+    result["memory"] = {name: {"weights": 2, "peak": 4 if name == "published" else 3} for name in ditflow.STEPS}
+    rows = list(report.rows_of("ditflow", result))
+    assert [row.goal for row in rows if row.goal] == [0.5, 0.35]
+    assert rows[5].value == 0.5
+
+
+def test_a_head_s_map_over_all_tokens_is_the_flow_of_the_product_of_all():
+    query, key = torch.randn(2, 3, 24, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(
+        ditflow.per_head_flow(query, key, (2, 3, 4), 2.0), attention_motion_flow(query, key, 2, 3, 4), atol=1e-5
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import MISSING
 
-from animatediff.config import load_config, override_config, save_config, to_dict, to_yaml, update_config
+from animatediff.config import load_config, option, override_config, save_config, to_dict, to_yaml, update_config
 from animatediff.errors import UserError
 
 
@@ -55,6 +55,25 @@ def test_text_is_taken_as_it_stands(tmp_path: Path, text: str):
     save_config(config, tmp_path / "run.yaml")
     assert load_config(Run, tmp_path / "run.yaml") == config
     assert to_dict(config)["text"] == text
+
+
+def test_one_number_is_a_list_of_one(tmp_path: Path):
+    @dataclass
+    class Lists:
+        scales: list[float] = option([1.0], least=0, most=2)
+        texts: list[str] = option(["a"])
+
+    (tmp_path / "a.yaml").write_text("scales: 0.5")
+    assert load_config(Lists, tmp_path / "a.yaml").scales == [0.5]
+    assert override_config(Lists(), ["scales=2"]).scales == [2.0]
+    assert update_config(Lists(), {"scales": 1}, "here").scales == [1.0]
+    for wrong, message in (("x", "bad value"), ("true", "bad value"), ("3", "scales is 3.0, expected 0 to 2")):
+        with pytest.raises(UserError, match=message):
+            override_config(Lists(), [f"scales={wrong}"])
+    with pytest.raises(UserError, match="scales is True, expected a list"):
+        update_config(Lists(), {"scales": True}, "here")
+    with pytest.raises(UserError, match="texts is 'a', expected a list"):
+        update_config(Lists(), {"texts": "a"}, "here")
 
 
 def test_null_of_optional_text():

@@ -26,7 +26,7 @@ from animatediff.data.video import fit_frames, read_frames
 from animatediff.files import write_json
 from animatediff.miniature.text import build_tokenizer
 from animatediff.models import Adapter, build_unet
-from animatediff.models.checkpoints import original_name
+from animatediff.models.key_names import original_name
 from animatediff.pipelines.efficientmt.loading import EfficientMTFiles, load_pipeline
 
 PUBLISHED_STEPS = 25

@@ -55,6 +55,9 @@ def _step_rows(result: dict[str, Any]) -> Iterator[Row]:
     for name, values in result["variants"].items():
         what, goal = words[name]
         yield _timed("step", what, values, goal)
+    counted = result["operations"]
+    share = counted["prepared"] / counted["plain"]
+    yield Row("step", "operations, with reference / alone", f"{counted['prepared']:.3e}", f"{share:.3f}", share, 1.06)
     # "Not slower than stock" is a ratio of ours to stock, the inverse of the one measured.
     steadiest = result["variants"]["stock"][_clock(result["variants"]["stock"])]["ratio"]["median"]
     yield Row("step", "backbone alone / diffusers'", "", f"{1 / steadiest:.3f}", 1 / steadiest, 1.0)
@@ -82,6 +85,16 @@ def _command_rows(result: dict[str, Any]) -> Iterator[Row]:
         yield Row("commands", what, figure, f"{values['ratio']:.3f}")
 
 
+def _reading_rows(result: dict[str, Any]) -> Iterator[Row]:
+    hours, clips = f"{result['seconds'] / 3600:g} h", result["clips"]
+    for name, what in (
+        ("long", f"16 frames of a clip of {hours}"),
+        ("short", f"16 frames of each of {clips} short clips"),
+    ):
+        wall, cpu = (result[name][clock]["median"] for clock in ("wall", "cpu"))
+        yield Row("reading", what, f"{wall:.2f} s ({cpu:.2f} s of processor time)")
+
+
 def _training_rows(result: dict[str, Any]) -> Iterator[Row]:
     words = {
         "published": "two UNets, features in a file",
@@ -107,13 +120,33 @@ def _guidance_rows(result: dict[str, Any]) -> Iterator[Row]:
     yield from _compared("motionclone", result["memory"], words, {"guided, checkpointed": 1.5})
 
 
+def _ditflow_rows(result: dict[str, Any]) -> Iterator[Row]:
+    words = {
+        "published": "the published form of the guided step",
+        "ours, checkpointed": "DiTFlow's guided step, gradient checkpointing",
+        "ours": "DiTFlow's guided step",
+        "plain": "plain step, classifier-free guidance",
+    }
+    for name, values in result["time"].items():
+        yield _timed("ditflow", words[name], values, 0.5 if name == "ours" else None)
+    for name in words:
+        above = result["memory"][name]["peak"] - result["memory"][name]["weights"]
+        base = result["memory"]["published"]["peak"] - result["memory"]["published"]["weights"]
+        ratio, goal = above / max(base, 1), 0.35 if name == "ours, checkpointed" else None
+        yield Row("ditflow", words[name], f"{above / GIB:.2f} GiB above the weights", f"{ratio:.3f}", ratio, goal)
+    largest = max(result["difference"].values())
+    yield Row("ditflow", f"largest difference of latents, at {result['tokens']} tokens", f"{largest:.1e}")
+
+
 READERS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "step": _step_rows,
     "memory": _memory_rows,
     "phases": _phase_rows,
     "commands": _command_rows,
+    "reading": _reading_rows,
     "training": _training_rows,
     "motionclone": _guidance_rows,
+    "ditflow": _ditflow_rows,
 }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import UNetMotionModel
+from torch.utils.flop_counter import FlopCounterMode
 
 from animatediff.benchmarks.networks import Setup, random_adapter, random_unet, stock_unet
 from animatediff.benchmarks.published import directly
@@ -23,7 +25,8 @@ def measure_step(setup: Setup) -> dict[str, Any]:
     plain: our backbone alone, to which all ratios are. prepared: with the reference, what is constant over steps
     computed beforehand, as the pipeline does. unprepared: the same computed in every step. direct: the equations as
     written, in every step. stock: diffusers' UNetMotionModel on the same weights. `difference` is the relative error
-    of prepared and unprepared to direct: all three are the same function.
+    of prepared and unprepared to direct: all three are the same function. `operations` counts the multiplications and
+    additions of one step, whatever the machine.
     """
     unet = random_unet(setup)
     adapter = random_adapter(unet, setup).requires_grad_(False)
@@ -55,11 +58,13 @@ def measure_step(setup: Setup) -> dict[str, Any]:
         "direct": direct,
         "stock": lambda: step(stock),
     }
+    operations = {name: _operations(variants[name]) for name in ("plain", "prepared")}
     times = interleave(variants, setup.device, setup.rounds, setup.seconds, ["plain"])
     difference = {name: _relative(outputs[name], outputs["direct"]) for name in ("prepared", "unprepared")}
     return {
         "variants": summarise(times, "plain"),
         "difference": difference,
+        "operations": operations,
         "parameters": parameter_counts(unet, model),
     }
 
@@ -80,6 +85,13 @@ def parameter_counts(unet: UNetMotionModel, model: EfficientMT) -> dict[str, int
         "adapter": sum(p.numel() for p in own),
         "adapter_tensors": len(own),
     }
+
+
+def _operations(step: Callable[[], Any]) -> int:
+    """Floating-point operations of one step, as torch counts those of products, convolutions and attention."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
 
 
 def _relative(value: torch.Tensor, expected: torch.Tensor) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from animatediff.data.images import natural_key
 from animatediff.data.pairs import MANIFEST, FileClip, folder_groups
 from animatediff.data.video import read_frames
 from animatediff.errors import UserError, one_line
-from animatediff.files import atomic_path
+from animatediff.files import is_file, is_folder, to_path, write_jsonl
 from animatediff.inference.jobs import Job, plan, read_jobs
 from animatediff.pipelines.method import Run
 
@@ -36,12 +35,12 @@ class Source:
 
 def read_prompts(path: str | Path) -> list[str]:
     """The prompts of a YAML list, without repetitions. UserError for anything else."""
-    path = Path(path)
-    if not path.is_file():
+    path = to_path(path, "--prompts")
+    if not is_file(path):
         raise UserError(f"no prompts at {path}; expected a YAML list of sentences")
     try:
         prompts = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # such as a date that does not exist
         raise UserError(f"{path} is not valid YAML ({one_line(error)})") from error
     if not prompts:
         raise UserError(f"{path} holds no prompts; expected a YAML list of sentences")
@@ -60,7 +59,7 @@ def find_sources(clips: str | Path, frames: int) -> list[Source]:
     as train.py reads it: the first clip of every group, with its caption. UserError where there is no clip, or none
     that can be read.
     """
-    clips = Path(clips)
+    clips = to_path(clips, "--clips")
     found = _grouped_clips(clips) if clips.name == MANIFEST else _loose_clips(clips)
     sources: list[Source] = []
     for path, name, caption in found:
@@ -75,7 +74,7 @@ def find_sources(clips: str | Path, frames: int) -> list[Source]:
 
 def _loose_clips(folder: Path) -> list[tuple[Path, str, str]]:
     """(path, group, caption) of every clip in `folder`."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"no folder of clips at {folder}")
     paths = [p for p in folder.iterdir() if not p.name.startswith(".") and (p.is_dir() or _is_video(p))]
     if not paths:
@@ -85,7 +84,7 @@ def _loose_clips(folder: Path) -> list[tuple[Path, str, str]]:
 
 def _grouped_clips(manifest: Path) -> list[tuple[Path, str, str]]:
     """(path, group, caption) of the first clip of every group in `manifest`."""
-    if not manifest.is_file():
+    if not is_file(manifest):
         raise UserError(f"no manifest at {manifest}")
     found = []
     for group in folder_groups(manifest.parent):
@@ -104,8 +103,7 @@ def write_jobs(out: Path, sources: Sequence[Source], prompts: Sequence[str], con
         for prompt in prompts
         for i in range(seeds)
     ]
-    with atomic_path(out / JOBS) as part:
-        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(out / JOBS, rows)
     jobs = read_jobs(out / JOBS, config)
     plan(jobs)
     return jobs
@@ -128,8 +126,8 @@ def _is_video(path: Path) -> bool:
 
 def _caption(path: Path) -> str:
     text = path.with_suffix(".txt")
-    if text.is_file():
-        return one_line(text.read_text(encoding="utf-8", errors="replace"))
+    if is_file(text):
+        return one_line(text.read_bytes().decode("utf-8-sig", errors="replace"))
     return one_line(path.stem.replace("_", " ").replace("-", " "))
 
 

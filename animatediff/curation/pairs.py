@@ -51,7 +51,7 @@ from animatediff.data.pairs import MANIFEST, ClipShape, synthetic_groups
 from animatediff.errors import UserError
 from animatediff.evaluation.evaluate import EvaluationConfig, Tools, evaluate_item, load_tools
 from animatediff.evaluation.sources import find_items
-from animatediff.files import atomic_path, read_json, write_json
+from animatediff.files import check_value, check_writable, load_json, write_json, write_jsonl
 from animatediff.inference import cli
 from animatediff.inference.jobs import Job
 from animatediff.inference.run import read_run
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own = [text for text in options.overrides if not text.startswith(PREFIX)]
     own += [f"method={options.method}"] if options.method else []
     config = load_config(PairsConfig, locate(options.pairs_config), own)
-    out = Path(options.out)
+    out = check_writable(options.out, "--out")
     if config.method == SYNTHETIC:
         return make_synthetic(config, out)
     if config.method not in METHODS:
@@ -138,8 +138,7 @@ def make_synthetic(config: PairsConfig, out: Path) -> int:
             if not path.is_file():
                 save_even(path, clip.clip(shape).frames(), 8)
             rows.append({"path": path.relative_to(out).as_posix(), "group": f"{number:05d}", "caption": clip.caption})
-    with atomic_path(out / MANIFEST) as part:
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(out / MANIFEST, rows)
     print(f"{len(groups)} groups of {config.synthetic_clips} exact clips are in {out}; next: train.py on it")
     return 0
 
@@ -160,9 +159,8 @@ def score(
     for item in tqdm(mine, unit="video", desc="measuring", disable=not state.is_main_process):
         key = hashlib.sha256(f"{settings} {item.record.get('fingerprint')}".encode()).hexdigest()
         path = out / "scores" / f"{key}.json"
-        if path.is_file():
-            values = read_json(path)
-        else:
+        values = known_scores(path)
+        if values is None:
             row = evaluate_item(item, tools)
             values = {key: None if math.isnan(value) else value for key, value in row.values.items()}
             if row.problems:
@@ -171,6 +169,16 @@ def score(
                 write_json(path, values)
         found.append((str(item.output.resolve()), values))
     return dict(gather_object(found))
+
+
+def known_scores(path: Path) -> dict[str, float | None] | None:
+    """The scores that lie at `path`; None where there are none, or none that can be used."""
+    try:
+        values = load_json(path)
+        check_value(values, dict[str, float | None], str(path))
+    except UserError:
+        return None
+    return values
 
 
 def select(
@@ -196,7 +204,7 @@ def select(
     for source in sources:
         if source.problem is None:
             path = out / "references" / f"{source.group}.mp4"  # anew: the frames that these candidates belong to
-            save_even(path, reference_frames(source, made_with), float(made_with.fps))
+            save_even(path, reference_frames(source, made_with), rate(made_with))
             references[source.group] = path, source.caption
     write_scores(out / SCORES, candidates)
     shown = [column for column in tools.columns if column.key not in ("seconds", "peak_memory")]
@@ -215,6 +223,11 @@ def select(
     print(f"scores: {distribution(made, counted)}")
     print(f"manual pass: open {sheet}, export, and run again with --decisions")
     return 1 if failed else 0
+
+
+def rate(run: Run) -> float:
+    """Frames per second of the references' copies: the candidates', or 8 where these follow their clips."""
+    return 8.0 if isinstance(run.fps, str) else run.fps
 
 
 def measurable(thresholds: Mapping[str, float], candidates: Sequence[Candidate], tools: Tools) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import statistics
@@ -10,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from animatediff.config import nearest
 from animatediff.data.pairs import MANIFEST
-from animatediff.errors import UserError
+from animatediff.errors import UserError, nearest, shown
 from animatediff.evaluation.measures import Column
-from animatediff.files import atomic_path, read_json
+from animatediff.files import atomic_path, read_json, write_jsonl
 
 SCORES = "scores.jsonl"
 KEEP, REJECT = VERDICTS = ("keep", "reject")
@@ -66,14 +64,12 @@ def judge(candidate: Candidate, thresholds: Mapping[str, float], columns: Sequen
 def read_decisions(path: str | Path, candidates: Sequence[Candidate]) -> None:
     """Take over what the contact sheet exported: {"<name>": "keep" or "reject"}. UserError for anything else."""
     decisions = read_json(path)
-    if not isinstance(decisions, dict):
-        raise UserError(f"{path} holds {type(decisions).__name__}, expected the contact sheet's export")
     by_name = {candidate.name: candidate for candidate in candidates}
     for name, verdict in decisions.items():
         if name not in by_name:
             raise UserError(f"{path} decides on '{name}', which is no candidate here; {nearest(name, list(by_name))}")
         if verdict not in VERDICTS:
-            raise UserError(f"{path} says {verdict!r} of '{name}', expected {' or '.join(VERDICTS)}")
+            raise UserError(f"{path} says {shown(verdict)} of '{name}', expected {' or '.join(VERDICTS)}")
         by_name[name].by_hand = verdict
 
 
@@ -89,13 +85,7 @@ def distribution(candidates: Sequence[Candidate], thresholds: Mapping[str, float
 
 def write_scores(path: Path, candidates: Sequence[Candidate]) -> None:
     """One JSON object a line: every candidate, its scores (null: not to be had), its reasons, and the verdict."""
-    lines = []
-    for candidate in candidates:
-        row = asdict(candidate) | {"output": str(candidate.output), "kept": candidate.kept}
-        row["scores"] = {key: None if math.isnan(value) else value for key, value in candidate.scores.items()}
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    with atomic_path(path) as part:
-        part.write_text("".join(lines), encoding="utf-8")
+    write_jsonl(path, (asdict(each) | {"output": str(each.output), "kept": each.kept} for each in candidates))
 
 
 def write_pairs(out: Path, candidates: Sequence[Candidate], references: Mapping[str, tuple[Path, str]]) -> int:
@@ -115,8 +105,7 @@ def write_pairs(out: Path, candidates: Sequence[Candidate], references: Mapping[
         with atomic_path(place) as part:
             shutil.copyfile(candidate.output, part)
         rows.append({"path": place.relative_to(out).as_posix(), "group": candidate.group, "caption": candidate.prompt})
-    with atomic_path(out / MANIFEST) as part:
-        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(out / MANIFEST, rows)
     for stale in set((out / "pairs").glob("*/*.mp4")) - wanted:
         stale.unlink()
     return len(kept)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from urllib.parse import quote
 
 from animatediff.curation.selection import Candidate
 from animatediff.evaluation.measures import Column
-from animatediff.files import atomic_path
+from animatediff.files import to_json, write_text
 
 PAGE = Path(__file__).with_name("page")
 SHEET = "contact_sheet.html"
@@ -47,13 +46,12 @@ def write_sheet(
     decisions = {candidate.name: candidate.by_hand for candidate in made if candidate.by_hand}
     identity = hashlib.sha256("\n".join(candidate.name for candidate in made).encode()).hexdigest()
     data = {"id": identity, "about": about, "groups": groups, "decisions": decisions}
-    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    text = to_json(data).replace("<", "\\u003c")
     page = (PAGE / "sheet.html").read_text(encoding="utf-8")
     for name, value in (("csp", policy), ("style", style), ("script", script), ("data", text)):
         before, _, after = page.partition("{{" + name + "}}")
         page = before + value + after
-    with atomic_path(out / SHEET) as part:
-        part.write_text(page, encoding="utf-8", newline="")
+    write_text(out / SHEET, page)
     return out / SHEET
 
 

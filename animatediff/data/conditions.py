@@ -27,11 +27,12 @@ def read_conditions(
     """
     if fit not in FITS:
         raise UserError(f"fit is '{fit}', expected one of {', '.join(FITS)}")
-    images, warnings = [], []
+    images: list[np.ndarray] = []
+    warnings: list[str] = []
     for path in map(Path, paths):
         if not path.is_file():
             raise UserError(f"no condition image at {path}; check condition_image_paths")
-        image = Image.fromarray(read_image(path))
+        image = Image.fromarray(read_image(path, warnings))
         if fit == "stretch" and abs(image.width * height / (image.height * width) - 1) > _ASPECT_SLACK:
             warnings.append(
                 f"condition image {path} is {image.width}x{image.height} and is stretched to {width}x{height}; "

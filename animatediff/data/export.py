@@ -12,14 +12,16 @@ import unicodedata
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
+import imageio.v3 as imageio
 import numpy as np
 from av.video.reformatter import Colorspace, Interpolation
 from PIL import Image
 
-from animatediff.errors import UserError
-from animatediff.files import atomic_folder, atomic_path
+from animatediff.errors import UserError, describe_os_error
+from animatediff.files import atomic_folder, atomic_path, final_path, is_folder, is_there
 
 _BT709 = 1  # the number of BT.709 in H.264's tables of primaries, transfer and matrix
 _LIMITED = 1
@@ -45,6 +47,7 @@ def save_video(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
     with atomic_path(path) as part:
         try:
+            # By hand: imageio's pyav plugin takes no encoder options, so neither equal bytes nor an index at the front.
             with av.open(f"file:{part.absolute()}", "w", container_options=options) as container:
                 stream = container.add_stream("libx264", rate=rate, options=_QUALITY)
                 stream.height, stream.width, stream.pix_fmt = padded.shape[1], padded.shape[2], "yuv420p"
@@ -71,19 +74,31 @@ def save_gif(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
     frames, rate = _checked(frames), _rate(fps)
     ends = [round(100 * i / rate) for i in range(len(frames) + 1)]
     delays = [10 * max(2, later - earlier) for earlier, later in pairwise(ends)]
-    images = [Image.fromarray(rgb).quantize(256, Image.Quantize.MEDIANCUT) for rgb in frames]
+    duration = delays if len(delays) > 1 else delays[0]  # milliseconds
     with atomic_path(path) as part:
-        images[0].save(part, "GIF", save_all=True, append_images=images[1:], duration=delays, loop=0)
+        _write_image(part, ".gif", frames, duration=duration, loop=0)
 
 
 def save_frames(folder: str | Path, frames: np.ndarray) -> None:
     """Write `folder`/00000.png, 00001.png, ...; a folder of such frames is replaced, any other is refused."""
     frames, folder = _checked(frames), Path(folder)
-    if folder.exists() and not _holds_only_frames(folder):
-        raise UserError(f"{folder} holds other files than frames, so it is not replaced; move it or choose another")
+    check_frames_folder(folder)
     with atomic_folder(folder) as part:
         for i, rgb in enumerate(frames):
-            Image.fromarray(rgb).save(part / f"{i:05d}.png")
+            _write_image(part / f"{i:05d}.png", ".png", rgb)
+
+
+def check_frames_folder(folder: str | Path) -> None:
+    """UserError where `save_frames` could not take `folder`: a file, or a folder that holds anything but frames."""
+    folder = final_path(Path(folder))
+    if not is_there(folder):
+        return
+    try:
+        ours = is_folder(folder) and all(_FRAME_NAME.fullmatch(entry.name) for entry in folder.iterdir())
+    except OSError as error:
+        raise describe_os_error(error, f"reading {folder}") from error
+    if not ours:
+        raise UserError(f"{folder} holds other files than frames, so it is not replaced; move it or choose another")
 
 
 def side_by_side(reference: np.ndarray, output: np.ndarray) -> np.ndarray:
@@ -120,6 +135,12 @@ def safe_name(text: str, max_length: int = 60, spaced: bool = True) -> str:
     return f"{words or 'untitled'}--{digest}"
 
 
+def _write_image(path: Path, kind: str, pixels: np.ndarray, **options: Any) -> None:
+    """Write an image [h, w, 3], or a moving one [f, h, w, 3], of the given `kind` (".png", ".gif")."""
+    # Through memory: imageio gives some paths a meaning ("a.zip/b"), and writes once more after a full disk.
+    path.write_bytes(imageio.imwrite("<bytes>", pixels, extension=kind, plugin="pillow", **options))
+
+
 def _checked(frames: np.ndarray) -> np.ndarray:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise ValueError(f"frames are {frames.dtype} {list(frames.shape)}, expected uint8 [f, h, w, 3]")
@@ -130,7 +151,3 @@ def _rate(fps: float) -> Fraction:
     if not 0.01 <= fps <= 1000:
         raise UserError(f"fps is {fps}, expected 0.01 to 1000")
     return Fraction(fps).limit_denominator(1001)
-
-
-def _holds_only_frames(folder: Path) -> bool:
-    return folder.is_dir() and all(_FRAME_NAME.fullmatch(entry.name) for entry in folder.iterdir())

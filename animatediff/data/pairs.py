@@ -16,11 +16,12 @@ import torch
 
 from animatediff.data.decode import VIDEO_SUFFIXES
 from animatediff.data.video import fit_frames, read_frames
-from animatediff.errors import UserError
-from animatediff.files import read_jsonl
+from animatediff.errors import UserError, describe_os_error
+from animatediff.files import Keys, is_file, is_folder, read_jsonl, to_path, to_text
 from animatediff.miniature import motions, world
 
 MANIFEST = "manifest.jsonl"
+ROW: Keys = {"path": str | None, "group": str | int | None, "caption": str | None}  # of its lines
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,11 @@ class FileClip:
 
     @cached_property
     def content_hash(self) -> str:
-        with open(self.path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with open(self.path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise describe_os_error(error, f"reading {self.path}") from error
 
     def pixels(self, shape: ClipShape) -> torch.Tensor:
         clip = read_frames(self.path, shape.num_frames)
@@ -154,11 +158,11 @@ def folder_groups(root: str | Path) -> list[Group]:
     UserError for a missing or empty root, a manifest that points to missing files, lacks captions or lists a clip
     twice, and a group of one clip.
     """
-    root = Path(root)
-    if not root.is_dir():
+    root = to_path(root, "data.root")
+    if not is_folder(root):
         raise UserError(f"no data folder at {root}; expected {root}/<group>/*.mp4, where a group shares one motion")
     manifest = root / MANIFEST
-    clips = _manifest_clips(root) if manifest.is_file() else _named_clips(root)
+    clips = _manifest_clips(root) if is_file(manifest) else _named_clips(root)
     if not clips:
         raise UserError(f"no clips in {root}; expected {root}/<group>/*.mp4, where a group shares one motion")
     members: dict[str, list[FileClip]] = {}
@@ -243,21 +247,19 @@ def _choose(clips: Sequence[TrainingClip], generator: torch.Generator) -> Traini
 def _manifest_clips(root: Path) -> list[tuple[str, FileClip]]:
     manifest = root / MANIFEST
     clips, missing, seen = [], [], set()
-    for line, row in read_jsonl(manifest):
-        unknown = sorted(row.keys() - {"path", "group", "caption"})
-        if unknown:
-            raise UserError(f"{manifest} line {line} has unknown key '{unknown[0]}'; known: path, group, caption")
+    for line, row in read_jsonl(manifest, ROW, others=False):
         for key in ("path", "caption"):
-            if not isinstance(row.get(key), str) or not row[key].strip():
+            if not (row.get(key) or "").strip():
                 named = f" ({row['path']})" if key == "caption" else ""
                 raise UserError(f"{manifest} line {line}{named} has no {key}; every clip needs one")
-        path = root / row["path"]
+        path = root / to_path(row["path"], f"{manifest} line {line}: path")
+        caption = to_text(row["caption"], f"{manifest} line {line}: caption").strip()
         if path in seen:
             raise UserError(f"{manifest} line {line} lists {row['path']} a second time; list every clip once")
         seen.add(path)
-        if not path.is_file():
+        if not is_file(path):
             missing.append(f"line {line} {row['path']}")
-        clips.append((str(row.get("group") or path.parent.name), FileClip(path, row["caption"].strip())))
+        clips.append((str(row.get("group") or path.parent.name), FileClip(path, caption)))
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(f"{manifest} points to missing files: {', '.join(missing[:3])}{more}")

@@ -1,13 +1,16 @@
 """Reading a reference clip: which frames are taken, at which size, in which range.
 
 The published rule: frames by linspace over the whole clip, truncated to whole numbers, then a bilinear resize on
-uint8 with aligned corners (Cai et al., arXiv 2503.19369, released preprocessing).
+uint8 with aligned corners (Cai et al., arXiv 2503.19369, released preprocessing). It counts frames, so where a clip's
+rate varies it would distort the motion: there the same linspace goes over seconds.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +18,33 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from animatediff.data.decode import Recounted, open_source
+from animatediff.data.decode import Recounted, Source, open_source
 from animatediff.errors import UserError
 
 FITS = ("stretch", "crop", "pad", "auto")
 TAKES = ("spread", "first")
 RESAMPLES = ("bilinear", "bicubic")
 _SLACK = 1e-4  # seconds by which a time may miss a frame's border and still count as on it
+_STEADY = 1.1  # long steps between frames by short ones, up to which the rate is constant
+_SAME = 8.0  # levels: the mean of 8 pixels up to which two pictures are one drawing, coded twice
 
 
 @dataclass(frozen=True, eq=False)
 class Clip:
     """Frames taken from a video, with where they came from."""
 
-    frames: np.ndarray  # uint8 [f, h, w, 3] RGB, upright
+    frames: np.ndarray  # uint8 [f, h, w, 3] RGB, upright, square pixels
     fps: float  # frames per second of the source (the average, where the rate varies)
     indices: tuple[int, ...]  # number of each frame in the source, in presentation order
     times: tuple[float, ...]  # seconds of each frame in the source, its first frame at 0
     total: int  # frames in the source
-    warnings: tuple[str, ...] = ()  # what a user should be told, one line each
+    warnings: tuple[str, ...] = ()  # what a user should be told, one line each, damage first
+
+    @property
+    def pace(self) -> float:
+        """Frames per second at which `frames` show the motion as fast as the source does."""
+        span = self.times[-1] - self.times[0]
+        return (len(self.times) - 1) / span if span > 0 else self.fps
 
 
 def read_frames(
@@ -44,34 +55,29 @@ def read_frames(
     duration: float | None = None,
     take: str = "spread",
 ) -> Clip:
-    """Read frames of a video file, an animated GIF, one image, or a folder of images (natural order, 8 fps).
+    """Read frames of a video file, an animated picture, one image, or a folder of images (natural order, 8 fps).
 
-    `num_frames` frames are spread over the clip, or over the part on screen from `start` for `duration` (seconds);
-    None takes every frame; `take="first"` the first ones there, one after the other. With fewer frames than asked,
-    frames repeat and a warning says so. Rotation flags are applied, grey becomes RGB, alpha is laid over black. decord
-    decodes where it is installed and known to give the same pixels, PyAV otherwise. Damage past the first frame stops
-    nothing: what decodes is used, with a warning. UserError for everything else.
+    `num_frames` frames are spread over the clip, or over the part on screen from `start` for `duration` (seconds):
+    by the published rule, or evenly in time where the rate varies by more than 10 %. None takes every frame,
+    `take="first"` the first ones there, one after the other. With fewer frames than asked, frames repeat and a warning
+    says so. Frames are as a player shows them: turned and
+    mirrored by the file's flags, square pixels, one field of interlaced ones, PQ and HLG tone mapped, grey as RGB,
+    alpha over black; what was changed on the way is in the warnings. Damage past the first frame stops nothing: what
+    decodes is used, with a warning. UserError for everything else.
     """
     path = Path(path)
     if num_frames is not None and num_frames < 1:
         raise UserError(f"num_frames is {num_frames}, expected 1 or more")
-    source = open_source(path)
-    try:
-        numbers = _choose(path, source.times, source.fps, num_frames, start, duration, take)
-        frames = source.read(numbers)
-    except Recounted:
-        numbers = _choose(path, source.times, source.fps, num_frames, start, duration, take)
-        frames = source.read(numbers)
-    warnings = list(source.warnings)
-    distinct = len(set(numbers))
-    if distinct == 1 and num_frames != 1:
-        warnings.append(
-            f"{path} gives 1 frame, so there is no motion to take" + (", it is repeated" * bool(num_frames))
-        )
-    elif num_frames is not None and distinct < num_frames:
-        warnings.append(f"{path} gives {distinct} frames where {num_frames} were asked for; frames are repeated")
-    times = tuple(source.times[i] for i in numbers)
-    return Clip(frames, source.fps, tuple(numbers), times, len(source.times), tuple(warnings))
+    with open_source(path) as source:
+        try:
+            numbers = _choose(path, source, num_frames, start, duration, take)
+            frames = source.read(numbers)
+        except Recounted:
+            numbers = _choose(path, source, num_frames, start, duration, take)
+            frames = source.read(numbers)
+        times = tuple(source.times[i] for i in numbers)
+        warnings = [*source.warnings, *_repeats(path, numbers, frames, num_frames)]
+        return Clip(frames, source.fps, tuple(numbers), times, len(source.times), tuple(warnings))
 
 
 def sample_indices(total: int, num_frames: int) -> np.ndarray:
@@ -79,24 +85,38 @@ def sample_indices(total: int, num_frames: int) -> np.ndarray:
     return np.linspace(0, total - 1, num_frames, dtype=int)
 
 
+def sample_times(times: Sequence[float], begin: float, num_frames: int) -> np.ndarray:
+    """The same by seconds: int64 [num_frames], the frames on screen at a linspace over `begin`..times[-1]."""
+    wanted = np.linspace(max(begin, times[0]), times[-1], num_frames) + _SLACK
+    return np.searchsorted(times, wanted, side="right") - 1
+
+
+def is_steady(times: Sequence[float], tick: float = 0.0) -> bool:
+    """Whether frames come at one rate: equal steps within 10 %, or as equal as whole ticks (seconds) allow.
+
+    One step in twenty may differ, as where a frame was dropped, if no frame is then 1.5 frames from its place.
+    """
+    if len(times) < 3:
+        return True
+    steps = np.diff(times)
+    away = np.abs(np.asarray(times) - np.linspace(times[0], times[-1], len(times))).max()
+    short, long = np.percentile(steps, [5, 95])
+    return bool(away <= 1.01 * tick or (long <= _STEADY * short + 1e-9 and away <= 1.5 * steps.mean()))
+
+
 def _choose(
-    path: Path,
-    times: list[float],
-    fps: float,
-    num_frames: int | None,
-    start: float | None,
-    duration: float | None,
-    take: str,
+    path: Path, source: Source, num_frames: int | None, start: float | None, duration: float | None, take: str
 ) -> list[int]:
     """Numbers of the frames to read, ascending."""
-    begin, end = 0.0 if start is None else float(start), times[-1] + 1 / fps
+    times, end = source.times, source.end
+    begin = 0.0 if start is None else float(start)
     if not math.isfinite(begin) or begin < 0:
         raise UserError(f"start is {start}, expected seconds from the beginning of the clip, 0 or more")
-    if begin >= end - _SLACK:
+    if start is not None and begin >= end - _SLACK:
         raise UserError(f"start is {start} s, but {path} is {end:.2f} s long; give a smaller start")
     if duration is not None and not duration > 0:
         raise UserError(f"duration is {duration}, expected seconds above 0; leave it out for the whole clip")
-    stop = end if duration is None else begin + duration
+    stop = math.inf if duration is None else begin + duration
     # A frame is on screen from its own time until the next frame's.
     first = max(i for i, time in enumerate(times) if time <= begin + _SLACK)
     last = max(first, max(i for i, time in enumerate(times) if time < stop - _SLACK or i == 0))
@@ -104,7 +124,37 @@ def _choose(
         return list(range(first, last + 1))
     if take == "first":
         return [min(first + i, last) for i in range(num_frames)]
-    return [first + int(i) for i in sample_indices(last - first + 1, num_frames)]
+    window = times[first : last + 1]
+    if is_steady(window, source.tick):
+        return [first + int(i) for i in sample_indices(len(window), num_frames)]
+    return [first + int(i) for i in sample_times(window, begin, num_frames)]
+
+
+def _repeats(path: Path, numbers: list[int], frames: np.ndarray, num_frames: int | None) -> list[str]:
+    """What to say of frames that are taken twice, or are drawings held over several frames."""
+    distinct = len(set(numbers))
+    if distinct == 1:
+        if num_frames == 1:
+            return []
+        return [f"{path} gives 1 frame, so there is no motion to take" + (", it is repeated" * bool(num_frames))]
+    lines = []
+    if num_frames is not None and distinct < num_frames:
+        lines.append(f"{path} gives {distinct} frames where {num_frames} were asked for; frames are repeated")
+    away = [_difference(earlier, later) for earlier, later in pairwise(frames)]
+    same = min(_SAME, max(away) / 8)  # slow motion makes small differences, too, but no large ones between them
+    drawings = 1 + sum(difference > same for difference in away)
+    if drawings <= 0.9 * distinct:
+        lines.append(f"{path} holds its drawings: {drawings} of the {distinct} frames taken are distinct")
+    return lines
+
+
+def _difference(frame: np.ndarray, other: np.ndarray) -> float:
+    """How far two frames uint8 [h, w, 3] are apart: levels, the mean of the 8 pixels side by side that differ most."""
+    lines, others = frame[::4], other[::4]  # every fourth line tells
+    away = (np.maximum(lines, others) - np.minimum(lines, others)).reshape(len(lines), -1)  # h w 3 -> h (w 3)
+    if away.shape[1] >= 24:
+        away = away[:, : away.shape[1] // 24 * 24].reshape(len(lines), -1, 24)  # h (x 8 3) -> h x (8 3)
+    return float(away.mean(axis=-1, dtype=np.float32).max())
 
 
 def resolve_size(

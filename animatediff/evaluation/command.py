@@ -14,11 +14,9 @@ Exit status: 0 everything measured, 1 something could not be (named at the end),
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import transformers
 from tqdm import tqdm
@@ -28,9 +26,9 @@ from animatediff.errors import UserError
 from animatediff.evaluation.evaluate import EvaluationConfig, Row, evaluate, load_tools
 from animatediff.evaluation.plots import save_plots
 from animatediff.evaluation.report import write_report
-from animatediff.evaluation.sources import Item, benchmark_jobs, find_items, missing_jobs, name_methods
+from animatediff.evaluation.sources import Item, benchmark_jobs, find_items, missing_jobs, name_methods, read_job_list
 from animatediff.evaluation.tables import problem_lines, summarise, to_csv, to_json, to_markdown
-from animatediff.files import atomic_path, read_jsonl, write_json
+from animatediff.files import check_writable, is_there, write_json, write_jsonl, write_text
 from animatediff.miniature.measure import write_benchmark
 from animatediff.miniature.video_autoencoder import FRAMES
 from animatediff.project import locate
@@ -51,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.write_miniature_dit:
         print("written:", *write_benchmark(options.write_miniature_dit, frames=FRAMES, anchored=False))
         return 0
-    overrides = [text for text in options.paths if "=" in text and not Path(text).exists()]
+    out = check_writable(options.out, "--out")
+    overrides = [text for text in options.paths if "=" in text and not is_there(text)]
     paths = [text for text in options.paths if text not in overrides]
     config = load_config(EvaluationConfig, locate(options.config), overrides)
     if not paths:
@@ -60,19 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     methods = list(dict.fromkeys(item.method for item in items))
     if config.baseline not in (None, *methods):
         raise UserError(f"baseline is '{config.baseline}'; expected one of {', '.join(methods)}")
-    absent = unanswered([row for _, row in read_jsonl(config.jobs)], items) if config.jobs else []
+    absent = unanswered(read_job_list(config.jobs), items) if config.jobs else []
     tools = load_tools(config)
     for reason in dict.fromkeys(tools.reasons.values()):
         print(f"note: {reason}; those columns stay empty", file=sys.stderr)
     pictured = set(list(dict.fromkeys(item.key for item in items))[: config.videos])
     rows = list(tqdm(evaluate(items, tools, lambda item: item.key in pictured), total=len(items), unit="video"))
     summary = summarise(rows, tools.columns, tools.reasons, config.baseline)
-    out = Path(options.out)
     table = to_markdown(summary, rows)
-    with atomic_path(out / "tables.md") as part:
-        part.write_text(table, encoding="utf-8")
-    with atomic_path(out / "videos.csv") as part:
-        part.write_text(to_csv(summary, rows), encoding="utf-8", newline="")
+    write_text(out / "tables.md", table)
+    write_text(out / "videos.csv", to_csv(summary, rows))
     write_json(out / "evaluation.json", to_json(summary, rows))
     save_config(config, out / "config.yaml")
     write_report(out / "report.html", summary, rows)
@@ -92,7 +88,7 @@ def collect(paths: Sequence[str], labels: Sequence[str] | None) -> list[Item]:
     return [item for path, name in zip(paths, names, strict=True) for item in find_items(path, name)]
 
 
-def unanswered(jobs: Sequence[dict[str, Any]], items: Sequence[Item]) -> list[str]:
+def unanswered(jobs: Sequence[tuple[str, str]], items: Sequence[Item]) -> list[str]:
     """The jobs that a method has no output for, one line each, method by method."""
     by_method: dict[str, list[Item]] = {}
     for item in items:
@@ -107,8 +103,7 @@ def write_jobs(frames: str | None, prompts: str | None, path: str) -> int:
     if not frames or not prompts:
         raise UserError("--write-jobs needs --frames (a folder of sequences) and --prompts (a list)")
     jobs = benchmark_jobs(frames, prompts)
-    with atomic_path(path) as part:
-        part.write_text("".join(json.dumps(job, ensure_ascii=False) + "\n" for job in jobs), encoding="utf-8")
+    write_jsonl(path, jobs)
     print(f"{len(jobs)} jobs written to {path}; next: python inference.py --jobs {path}")
     return 0
 

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from animatediff.config import nearest
-from animatediff.errors import UserError
+from animatediff.errors import UserError, nearest
 from animatediff.evaluation import metrics
 from animatediff.evaluation.camera import global_motion, global_motion_error_per_step
 from animatediff.evaluation.embeddings import Clip, Dino

@@ -23,7 +23,7 @@ from animatediff.evaluation.evaluate import Row
 from animatediff.evaluation.sources import Frames
 from animatediff.evaluation.tables import Summary, differences, means, problem_lines, title
 from animatediff.evaluation.trackers import Tracks
-from animatediff.files import atomic_path
+from animatediff.files import write_text
 
 PAGE = Path(__file__).with_name("page")
 MOST_TRACKS = 160  # drawn over one video: half of them those that move most, the rest evenly from the others
@@ -42,8 +42,7 @@ def write_report(path: str | Path, summary: Summary, rows: Sequence[Row]) -> Non
     data = _inline(page_data(summary, rows))
     for name, text in (("csp", policy), ("style", style), ("script", script), ("data", data)):
         page = page.replace("{{" + name + "}}", text, 1)
-    with atomic_path(path) as part:
-        part.write_text(page, encoding="utf-8", newline="")
+    write_text(path, page)
 
 
 def page_data(summary: Summary, rows: Sequence[Row]) -> dict[str, Any]:

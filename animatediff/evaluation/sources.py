@@ -3,35 +3,59 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from animatediff.data.decode import VIDEO_SUFFIXES, Recounted, open_source
 from animatediff.data.images import natural_key
-from animatediff.data.video import fit_frames, read_frames
-from animatediff.errors import UserError, one_line
-from animatediff.files import read_json, read_jsonl
+from animatediff.data.video import FITS, fit_frames, read_frames
+from animatediff.errors import UserError, one_line, shown
+from animatediff.files import (
+    Keys,
+    check_object,
+    check_readable,
+    check_value,
+    is_file,
+    is_folder,
+    is_there,
+    load_json,
+    parse_json,
+    read_json,
+    read_jsonl,
+    read_lines,
+    to_path,
+    wrong_keys,
+)
+from animatediff.inference.run import OTHER_PROGRAMS
 
 BESIDE = "-beside"  # inference.py ends so the names of its side-by-side videos
-RECORD_TYPES: dict[str, Any] = {
-    "prompt": str,
-    "reference": str,
-    "ref_video_path": str,
-    "seed": int,
-    "fit": str,
-    "num_frames": int,
-    "width": int,
-    "height": int,
-    "seconds": (int, float),
-    "peak_memory_bytes": (int, float),
-    "reference_frames": dict,
-    "config": dict,
+RECORD: Keys = {
+    "method": str | None,
+    "prompt": str | None,
+    "reference": str | None,
+    "ref_video_path": str | None,
+    "seed": int | None,
+    "fit": Literal[FITS] | None,
+    "num_frames": int | None,
+    "width": int | None,
+    "height": int | None,
+    "start": float | None,
+    "duration": float | None,
+    "seconds": float | None,
+    "peak_memory_bytes": float | None,
+    "fingerprint": str | None,
+    "reference_frames": {"indices": list[int] | None, "of": int | None},
+    "config": {"start": float | None, "duration": float | None},
 }
+COUNTS = ("num_frames", "width", "height", "start", "duration", "seconds", "peak_memory_bytes")  # none is negative
+OUTPUT: Keys = {"output": str, "label": str}  # without which there is no item
+JOB: Keys = {"ref_video_path": str, "reference": str, "prompt": str}
 Frames = NDArray[np.uint8]
 
 
@@ -73,12 +97,12 @@ class Item:
 
 def find_items(path: str | Path, method: str) -> list[Item]:
     """The items of an output folder (searched through) or a JSON Lines file. UserError where there are none."""
-    path = Path(path)
-    if path.is_dir():
+    path = to_path(path, "what is to be evaluated")
+    if is_folder(path):
         items = _items_of_folder(path, method)
         hint = "videos with the JSON files that inference.py writes beside them"
-    elif path.is_file():
-        items = [_item_of_line(path, number, row, method) for number, row in read_jsonl(path)]
+    elif is_file(path):
+        items = [_item_of_line(path, number, line, method) for number, line in read_lines(path)]
         hint = 'lines such as {"output": "a.mp4", "reference": "clip.mp4", "prompt": "a red star"}'
     else:
         raise UserError(f"nothing to evaluate at {path}; give a folder of outputs or a JSON Lines file")
@@ -89,7 +113,8 @@ def find_items(path: str | Path, method: str) -> list[Item]:
 
 def name_methods(paths: Sequence[str | Path]) -> list[str]:
     """A short name for each path that tells it from the others: as many of its last parts as that takes."""
-    parts = [Path(path).resolve().with_suffix("").parts for path in paths]
+    places = [Path(os.path.realpath(to_path(path, "what is to be evaluated"))) for path in paths]
+    parts = [(*place.parent.parts, place.stem) for place in places]
     depth = 1
     while len({part[-depth:] for part in parts}) < len(set(parts)) and depth < max(map(len, parts)):
         depth += 1
@@ -98,66 +123,79 @@ def name_methods(paths: Sequence[str | Path]) -> list[str]:
 
 def _items_of_folder(folder: Path, method: str) -> list[Item]:
     items, claimed = [], set()
-    for sidecar in _sorted(path for path in folder.rglob("*.json") if not path.name.startswith(".")):
+    for sidecar in _listed(folder, {".json"}):
         try:
-            record = read_json(sidecar)
+            record = load_json(sidecar)
+            if not isinstance(record, dict) or "output" not in record:
+                continue  # some other JSON file
+            check_object(record, str(sidecar), OUTPUT)
+            output = sidecar.parent / _named(to_path(record["output"], f"{sidecar}: output"))
         except UserError as error:
             items.append(Item(method, _name(sidecar, folder), sidecar, problem=str(error)))
             continue
-        if not isinstance(record, dict) or "output" not in record:
-            continue  # some other JSON file
         record, problem = _check_types(record)
-        output = sidecar.parent / str(record["output"])
         claimed |= {output.with_suffix(""), output.with_suffix("").with_name(output.stem + BESIDE)}
-        problem = problem if output.exists() else f"its video {output} is missing"
+        problem = problem if is_there(output) else f"its video {output} is missing"
         items.append(Item(method, _name(output, folder), output, record, sidecar.parent, problem))
     broken = {item.output.with_suffix("") for item in items if item.output.suffix == ".json"}
-    for output in _sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES):
-        if output.name.startswith(".") or output.with_suffix("") in claimed | broken:
+    for output in _listed(folder, VIDEO_SUFFIXES):
+        if output.with_suffix("") in claimed | broken:
             continue
         problem = f"no sidecar {output.with_suffix('.json').name} beside it, so its prompt and reference are unknown"
         items.append(Item(method, _name(output, folder), output, base=output.parent, problem=problem))
     return items
 
 
-def _item_of_line(path: Path, number: int, row: dict[str, Any], method: str) -> Item:
-    method = str(row.get("label", method))
-    if "output" not in row:
-        nowhere = path.with_name(f"line {number}")
-        return Item(method, f"line {number}", nowhere, row, path.parent, f'{path} line {number} lacks "output"')
-    output = locate(str(row["output"]), path.parent)
-    name = str(Path(str(row["output"])).with_suffix(""))
+def _item_of_line(path: Path, number: int, line: str, method: str) -> Item:
+    label = f"{path} line {number}"
+    try:
+        row = check_object(parse_json(line, label), label, OUTPUT, required=["output"])
+        given = _named(to_path(row["output"], f"{label}: output"))
+    except UserError as error:
+        return Item(method, f"line {number}", path.with_name(f"line {number}"), {}, path.parent, str(error))
+    method = row.get("label", method)
+    name = str(given.with_suffix(""))
+    output = locate(str(given), path.parent)
     sidecar = None if output is None else output.with_suffix(".json")
-    if sidecar is not None and sidecar.is_file():
+    if sidecar is not None and is_file(sidecar):
         try:
-            known = read_json(sidecar)
+            row = {**read_json(sidecar), **row}
         except UserError as error:
             return Item(method, name, sidecar, row, path.parent, str(error))
-        row = {**known, **row} if isinstance(known, dict) else row
     row, problem = _check_types(row)
-    problem = problem if output is not None else f"its video {row['output']} is missing"
-    return Item(method, name, output or Path(str(row["output"])), row, path.parent, problem)
+    problem = problem if output is not None else f"its video {given} is missing"
+    return Item(method, name, output or given, row, path.parent, problem)
 
 
 def _check_types(record: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     """The record without entries that are not what their names promise, and a line that names those."""
-    wrong = {
-        key: record[key]
-        for key, kinds in RECORD_TYPES.items()
-        if record.get(key) is not None and (not isinstance(record[key], kinds) or isinstance(record[key], bool))
-    }
-    frames = record.get("reference_frames") or {}
-    indices = frames.get("indices") if isinstance(frames, dict) else frames
-    if indices is not None and not (isinstance(indices, list) and all(type(i) is int and i >= 0 for i in indices)):
-        wrong["reference_frames"] = frames
+    wrong = wrong_keys(record, RECORD)
+    wrong |= {key: f"{key} is {record[key]}, expected 0 or more" for key in COUNTS if _is_negative(record.get(key))}
+    frames = record.get("reference_frames")
+    if "reference_frames" not in wrong and any(map(_is_negative, (frames or {}).get("indices") or [])):
+        wrong["reference_frames"] = "reference_frames has an index below 0"
     if not wrong:
         return record, None
-    shown = ", ".join(f"{key} ({str(value)[:40]})" for key, value in wrong.items())
-    return {key: value for key, value in record.items() if key not in wrong}, f"its record has unusable values: {shown}"
+    kept = {key: value for key, value in record.items() if key not in wrong}
+    return kept, f"its record has unusable values: {'; '.join(wrong.values())}"
 
 
-def _sorted(paths: Any) -> list[Path]:
-    return sorted(paths, key=lambda path: natural_key(str(path)))
+def _named(output: Path) -> Path:
+    """`output`, where it could be the name of a video and not only of a folder ("." or "/")."""
+    if not output.name:
+        raise UserError(f"{output} names no video")
+    return output
+
+
+def _is_negative(value: Any) -> bool:
+    return isinstance(value, int | float) and value < 0
+
+
+def _listed(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """The files below `folder` with such a suffix, in natural order; nothing that is hidden or in a hidden folder."""
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in suffixes]
+    shown = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    return sorted(shown, key=lambda path: natural_key(str(path)))
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -170,7 +208,7 @@ def _name(path: Path, folder: Path) -> str:
 def locate(path: str, *bases: Path) -> Path | None:
     """The existing file or folder of that name: as given, below one of `bases`, or by its last part below one."""
     candidates = [Path(path), *(base / path for base in bases), *(base / Path(path).name for base in bases)]
-    return next((candidate for candidate in candidates if candidate.exists()), None)
+    return next((candidate for candidate in candidates if is_there(candidate)), None)
 
 
 def read_output(item: Item) -> tuple[Frames, float, list[str]]:
@@ -219,15 +257,15 @@ def read_reference(item: Item, shape: tuple[int, int, int], folder: Path | None 
 
 
 def _read_indices(path: Path, indices: Sequence[int]) -> Frames:
-    source = open_source(path)
-    try:
-        if max(indices) < len(source.times):
-            return source.read(indices)
-    except Recounted:
-        pass
-    if max(indices) >= len(source.times):
-        raise UserError(f"its reference {path} has {len(source.times)} frames, but frame {max(indices)} was used")
-    return source.read(indices)
+    with open_source(path) as source:
+        try:
+            if max(indices) < len(source.times):
+                return source.read(indices)
+        except Recounted:
+            pass
+        if max(indices) >= len(source.times):
+            raise UserError(f"its reference {path} has {len(source.times)} frames, but frame {max(indices)} was used")
+        return source.read(indices)
 
 
 # ---------------------------------------------------------------------------------------------- benchmarks
@@ -240,18 +278,35 @@ def benchmark_jobs(frames: str | Path, prompts: str | Path) -> list[dict[str, st
     or one video per sequence. `prompts` is a text file with a line `sequence: prompt` for each job (# starts a
     comment), or JSON {"sequence": "prompt" or ["prompt", ...]}. UserError names every sequence that is not there.
     """
-    frames, listed = Path(frames), _read_prompts(Path(prompts))
-    if not frames.is_dir():
+    frames, listed = to_path(frames, "--frames"), _read_prompts(to_path(prompts, "--prompts"))
+    if not is_folder(frames):
         raise UserError(f"no folder of sequences at {frames}; for DAVIS give .../JPEGImages/480p")
-    sequences = {path.name if path.is_dir() else path.stem: path for path in sorted(frames.iterdir())}
+    check_readable(frames, "--frames")
+    sequences = {path.name if is_folder(path) else path.stem: path for path in sorted(frames.iterdir())}
     missing = sorted({name for name, _ in listed} - set(sequences))
     if missing:
         raise UserError(f"{prompts} names sequences that {frames} does not hold: {', '.join(missing)}")
     return [{"ref_video_path": str(sequences[name]), "prompt": prompt} for name, prompt in listed]
 
 
-def missing_jobs(jobs: Sequence[dict[str, Any]], items: Sequence[Item]) -> list[str]:
-    """Those of a benchmark's jobs that none of one method's items has: "reference: prompt".
+def read_job_list(path: str | Path) -> list[tuple[str, str]]:
+    """(reference, prompt) of every job in a JSON Lines file, under any name that inference.py takes.
+
+    UserError where a line has none.
+    """
+    jobs = []
+    for number, row in read_jsonl(path):
+        label = f"{path} line {number}"
+        job = check_object({OTHER_PROGRAMS.get(key, key): value for key, value in row.items()}, label, JOB, ["prompt"])
+        reference = job.get("ref_video_path") or job.get("reference")
+        if not reference:
+            raise UserError(f"{label} lacks 'ref_video_path', the clip that gives the motion")
+        jobs.append((reference, job["prompt"]))
+    return jobs
+
+
+def missing_jobs(jobs: Sequence[tuple[str, str]], items: Sequence[Item]) -> list[str]:
+    """Those of a benchmark's jobs (`read_job_list`) that none of one method's items has: "reference: prompt".
 
     References are compared by their names.
     """
@@ -260,24 +315,21 @@ def missing_jobs(jobs: Sequence[dict[str, Any]], items: Sequence[Item]) -> list[
         return Path(reference).stem, one_line(prompt)
 
     done = {key(item.reference, item.prompt) for item in items if item.reference and item.prompt is not None}
-    wanted = [(str(job.get("ref_video_path") or job.get("reference")), str(job["prompt"])) for job in jobs]
-    return [f"{Path(reference).name}: {prompt}" for reference, prompt in wanted if key(reference, prompt) not in done]
+    return [f"{Path(reference).name}: {prompt}" for reference, prompt in jobs if key(reference, prompt) not in done]
 
 
 def _read_prompts(path: Path) -> list[tuple[str, str]]:
     if path.suffix.lower() == ".json":
-        listed = read_json(path)
-        if not isinstance(listed, dict):
-            raise UserError(f'{path} holds a {type(listed).__name__}; expected {{"sequence": ["prompt", ...]}}')
+        listed = load_json(path)
+        check_value(listed, dict[str, str | list[str]], f"{path}")
         pairs = [(name, p) for name, ps in listed.items() for p in ([ps] if isinstance(ps, str) else ps)]
+        blank = next((name for name, prompt in pairs if not prompt.strip()), None)
+        if blank is not None:
+            raise UserError(f"{path} has an empty prompt for {shown(blank)}, expected a sentence")
     else:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the prompts {path} ({one_line(error)})") from error
         pairs = []
-        for number, line in enumerate(lines, start=1):
-            if not line.strip() or line.lstrip().startswith("#"):
+        for number, line in read_lines(path):
+            if line.lstrip().startswith("#"):
                 continue
             name, colon, prompt = line.partition(":")
             if not colon or not name.strip() or not prompt.strip():

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.special import stdtrit
+
 CONFIDENCE = 0.95
 
 
@@ -53,25 +55,8 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Mea
 def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
     """The two-sided quantile of Student's t: |t| stays below it with probability `confidence`.
 
-    By bisection of the closed form of the distribution for whole degrees of freedom (Abramowitz and Stegun 26.7.3,
-    26.7.4).
+    ValueError for fewer than one degree of freedom.
     """
     if freedom < 1:
         raise ValueError(f"degrees of freedom are {freedom}; expected at least 1")
-    low, high = 0.0, 1e4
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _inside(middle, freedom) < confidence else (low, middle)
-    return (low + high) / 2
-
-
-def _inside(t: float, freedom: int) -> float:
-    """P(|T| < t) for Student's t with `freedom` degrees of freedom."""
-    theta = math.atan2(t, math.sqrt(freedom))
-    odd = freedom % 2
-    term = total = 0.0 if freedom == 1 else (math.cos(theta) if odd else 1.0)
-    for k in range(2 + odd, freedom - 1, 2):
-        term *= math.cos(theta) ** 2 * (k - 1) / k
-        total += term
-    inside = math.sin(theta) * total
-    return 2 / math.pi * (theta + inside) if odd else inside
+    return float(stdtrit(freedom, (1 + confidence) / 2))

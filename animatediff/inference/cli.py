@@ -17,9 +17,9 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from animatediff.config import nearest, read_layers, to_dict, to_yaml
-from animatediff.errors import UserError, one_line
-from animatediff.files import read_json
+from animatediff.config import read_layers, to_dict, to_yaml
+from animatediff.errors import UserError, nearest, one_line
+from animatediff.files import is_there, read_json
 from animatediff.inference.engine import Engine, Extracted, free_memory
 from animatediff.inference.jobs import ALREADY_DONE, DONE, FAILED, TO_DO, Job, plan, read_jobs, share, table
 from animatediff.inference.outputs import write
@@ -56,7 +56,12 @@ def main(arguments: Sequence[str] | None = None, description: str | None = None)
     settled = [job for job in jobs if job.status != TO_DO]
     todo = share([job for job in jobs if job.status == TO_DO], state.process_index, state.num_processes)
     mine = make_all(Engine(run, references=1), todo, keep_going=bool(options.jobs))
-    ended = settled + _gathered(mine, len(jobs) - len(settled))
+    try:
+        ended = settled + gather_object(mine)
+    except RuntimeError as error:  # what torch raises when the other end of a connection has closed
+        told = f"{len(mine)} of {len(jobs)} jobs ended here, run the same command again for the rest"
+        print(f"error: another process of this command is gone; {told} ({one_line(error)[:60]})", file=sys.stderr)
+        return 1
     if state.is_main_process:
         if options.jobs:
             print(table(ended))
@@ -102,7 +107,7 @@ def read_config(options: argparse.Namespace) -> Run:
             layers += read_layers(path)
             continue
         written = read_json(path)
-        if not isinstance(written, dict) or not isinstance(written.get("config"), dict):
+        if not isinstance(written.get("config"), dict):
             raise UserError(f"{path} has no 'config'; give a YAML, or the JSON that was written beside an output")
         layers.append((path, written["config"]))
     return run_of(layers, options.overrides, given)
@@ -111,7 +116,7 @@ def read_config(options: argparse.Namespace) -> Run:
 def find_config(path: str) -> str:
     """Where the configuration `path` lies, looked up as it stands, in this project, and by its earlier places."""
     found = locate(path)
-    if Path(found).exists():
+    if is_there(found):
         return found
     for _, table_of_places in read_layers(PROJECT / MOVED):
         for old, new in table_of_places.value:  # type: ignore[union-attr]
@@ -132,10 +137,10 @@ def dry_run(run: Run, jobs: Sequence[Job]) -> int:
     for file in weight_files(run):
         if file.what in missing:
             print(f"MISSING  {missing[file.what]}")
-        elif file.path.exists():
+        elif is_there(file.path):
             print(f"present  {file.what}: {file.path}")
     for path in dict.fromkeys(Path(job.run.ref_video_path) for job in jobs if job.run.ref_video_path):
-        print(f"{'present' if path.exists() else 'MISSING':8} reference: {path}")
+        print(f"{'present' if is_there(path) else 'MISSING':8} reference: {path}")
     for job in jobs:
         print(f"{'BAD' if job.status == FAILED else job.status:8} {job.label}: {job.note or job.output}")
     return 1 if missing or any(job.status == FAILED for job in jobs) else 0
@@ -218,21 +223,6 @@ def warn(lines: Iterable[str]) -> None:
     """Each line as a warning on stderr."""
     for line in lines:
         print(f"warning: {line}", file=sys.stderr)
-
-
-def _gathered(mine: list[Job], expected: int) -> list[Job]:
-    """The ended jobs of all processes. UserError where another process is gone: its jobs are then not done."""
-    try:
-        return gather_object(mine)
-    except RuntimeError as error:  # what torch raises when the other end of a connection has closed
-        raise LostProcess(
-            f"another process of this command is gone; {len(mine)} of {expected} jobs were done here, run the same "
-            f"command again for the rest ({one_line(error)[:80]})"
-        ) from error
-
-
-class LostProcess(UserError):
-    """A process that shared the jobs has ended before its share was done."""
 
 
 def _describe(error: Exception) -> str:

@@ -46,7 +46,7 @@ class Extracted:
     pixels: np.ndarray  # uint8 (f h w 3)
     indices: tuple[int, ...]  # of the frames in the clip
     total: int  # frames in the clip
-    fps: float  # of the clip
+    pace: float  # frames per second at which `pixels` move as fast as the clip
     warnings: tuple[str, ...]
     seconds: float
 
@@ -208,10 +208,10 @@ class Engine:
                 run.ref_video_path, run.num_frames, start=run.start, duration=run.duration, take=run.take
             )
             frames, indices, total = clip.frames, clip.indices, clip.total
-            fps, warnings = clip.fps, clip.warnings
+            pace, warnings = clip.pace, clip.warnings
         else:
             _check_frames(frames)
-            indices, total, fps, warnings = tuple(range(len(frames))), len(frames), float(run.fps), ()
+            indices, total, pace, warnings = tuple(range(len(frames))), len(frames), 8.0, ()
         rows, columns = frames.shape[1:3]
         multiple = getattr(pipe, "size_multiple", 8)
         height, width = resolve_size(rows, columns, run.height, run.width, run.fit, multiple)
@@ -221,7 +221,7 @@ class Engine:
         generator = torch.Generator().manual_seed(run.seed_of_reference)
         motion = self.method.extract(pipe, video, inputs, run, settings_of(run), generator)
         seconds = time.perf_counter() - started
-        return Extracted(motion, run, pixels, tuple(indices), total, fps, (*warnings, *more), seconds)
+        return Extracted(motion, run, pixels, tuple(indices), total, pace, (*warnings, *more), seconds)
 
     def _inputs(self, run: Run, height: int, width: int) -> tuple[dict[str, torch.Tensor], list[str]]:
         """What the job brings beside clip and prompt, read at the video's size."""
@@ -264,6 +264,7 @@ def use_xformers(pipe: Any, device: torch.device) -> list[str]:
         try:
             pipe.enable_xformers_memory_efficient_attention()
         except (NotImplementedError, ValueError, RuntimeError, ImportError) as error:  # diffusers tries it on the spot
+            pipe.disable_xformers_memory_efficient_attention()  # in those that took it before one did not
             why = one_line(error)[:160]
     return [f"attention: {why}; using scaled_dot_product_attention"] if why is not None else []
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from animatediff.data.export import safe_name
+from animatediff.data.export import check_frames_folder, safe_name
 from animatediff.errors import UserError
-from animatediff.files import parse_object, read_json, read_lines
-from animatediff.inference.run import check, check_output, content_hash, fingerprint, lay_over, reference_key
+from animatediff.files import check_writable, is_there, parse_object, read_json, read_lines, to_path
+from animatediff.inference.run import check, content_hash, fingerprint, lay_over, reference_key
 from animatediff.pipelines.method import Run
 
 WISHES = ("gif", "frames", "side_by_side", "overwrite")  # keys that add to a video, and do not change it
@@ -54,7 +54,7 @@ class Job:
 
     def is_finished(self) -> bool:
         """Whether everything asked for is there, made with this very configuration."""
-        return all(path.exists() for path in self.results()) and _fingerprint_in(self.sidecar) == self.fingerprint
+        return all(is_there(path) for path in self.results()) and _fingerprint_in(self.sidecar) == self.fingerprint
 
     def ended(self, status: str, note: str = "", seconds: float = 0.0) -> Job:
         """This job, with how it ended."""
@@ -95,7 +95,9 @@ def plan(jobs: Sequence[Job]) -> None:
             job.reference_sha256 = sha256(Path(job.run.ref_video_path))
             job.fingerprint = fingerprint(job.run, sha256)
             job.output = _free_name(job, taken)
-            check_output(job.output.parent)
+            check_writable(job.output.parent, "output_dir")
+            if job.run.frames:
+                check_frames_folder(job.frames)
         except UserError as error:
             job.ended(FAILED, str(error))
             continue
@@ -144,7 +146,8 @@ def table(jobs: Sequence[Job]) -> str:
 def _free_name(job: Job, taken: dict[Path, Job]) -> Path:
     """The first name for the job's output that no other configuration holds."""
     reference = Path(job.run.ref_video_path)
-    folder = Path(job.run.output_dir) / safe_name(reference.stem or reference.resolve().name, spaced=False)
+    name = safe_name(reference.stem or reference.resolve().name, spaced=False)
+    folder = to_path(job.run.output_dir, "output_dir") / name
     stem = f"{safe_name(job.run.prompt or '')}-{job.run.seed}"
     marked = [f"{stem}-{job.fingerprint[:digits]}" for digits in (8, 64)]
     for output in (folder / f"{name}.mp4" for name in (stem, *marked)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -13,8 +13,9 @@ from typing import Any, get_type_hints
 import torch
 import yaml
 
-from animatediff.config import Layer, default_of, fill, items_of, nearest, read_layers, text_of, update_config
-from animatediff.errors import UserError, describe_os_error
+from animatediff.config import Layer, default_of, fill, items_of, read_layers, text_of, update_config
+from animatediff.errors import UserError, describe_os_error, nearest
+from animatediff.files import check_readable, is_there, to_path, to_text
 from animatediff.hub import PUBLISHED
 from animatediff.pipelines import METHODS
 from animatediff.pipelines.method import INPUT_KINDS, Method, Run, WeightFile, attribute
@@ -103,8 +104,12 @@ def run_of(layers: Sequence[Layer], overrides: Sequence[str] = (), given: Mappin
     names += [text.partition("=")[2] for text in overrides if text.partition("=")[0] == "method"]
     method = next((name for name in reversed(names) if name), next(iter(METHODS)))
     schema = run_schema(method)
-    translated = [(source, translate(method, values, source)) for source, values in layers]
+    said = [{name for name, _ in items_of(layer)} for layer in [*layers, flags]]
+    later = {text.partition("=")[0] for text in overrides}
     own = [text for text in (_translated_override(method, override) for override in overrides) if text is not None]
+    translated: list[Layer] = []
+    for number, (source, values) in enumerate(layers):
+        translated.append((source, translate(method, values, source, later.union(*said[number + 1 :]))))
     run = fill(schema, translated, own)
     return located(update_config(run, translate(method, flags[1], flags[0]), flags[0]) if given else run)
 
@@ -134,14 +139,20 @@ def _fixed(run: Run, values: Mapping[str, Any]) -> list[str]:
     return sorted(found)
 
 
-def translate(method: str, values: Mapping[str, Any] | yaml.MappingNode, source: str) -> dict[str, Any]:
-    """`values` under this method's names: aliases resolved, what other methods leave off left out."""
+def translate(
+    method: str, values: Mapping[str, Any] | yaml.MappingNode, source: str, later: Collection[str] = ()
+) -> dict[str, Any]:
+    """`values` under this method's names: aliases resolved, what other methods leave off left out.
+
+    later: keys that are said again above `values`; only the last word on another method's key counts.
+    """
     result: dict[str, Any] = {}
     for name, value in items_of((source, values)):
         if name == method and (inner := _section_items(value)) is not None:
             for part, _ in inner:
                 _refuse_renamed(method, f"{name}.{part}", source)
-        target = _resolve(method, name, value, source)
+        own = name in get_type_hints(run_schema(method)) or name in attribute(METHODS[method], "aliases", {})
+        target = None if not own and name in later else _resolve(method, name, value, source)
         if target is None:
             continue
         head, _, rest = target.partition(".")
@@ -169,8 +180,7 @@ def _translated_override(method: str, override: str) -> str | None:
         return override
     _refuse_renamed(method, path, override)
     head, dot, rest = path.partition(".")
-    value = {rest: yaml.ScalarNode("", text)} if dot else yaml.ScalarNode("", text)
-    target = _resolve(method, head, value, override)
+    target = _resolve(method, head, override, override)
     return None if target is None else f"{target}{dot}{rest}={text}"
 
 
@@ -194,7 +204,14 @@ def _resolve(method: str, name: str, value: Any, source: str) -> str | None:
         head, _, rest = path.partition(".")
         if other == method or head not in get_type_hints(run_schema(other)):
             continue
-        if _is_off(other, head, {rest: value} if rest else value, source):
+        layer: Layer = (source, {head: {rest: value} if rest else value})
+        if isinstance(value, str) and value == source:  # key=value
+            if _is_off(other, head, [], [f"{path}{source.removeprefix(name)}"]):
+                return None
+        elif _is_off(other, head, [layer], []):
+            return None
+        if name == other and isinstance(value, yaml.MappingNode):
+            fill(run_schema(other), [(source, {name: value})])  # a YAML may hold a section for each method
             return None
         raise UserError(
             f"'{name}' in {source} is a key of method={other}, and this run's is {method}; leave it out, or choose that"
@@ -202,11 +219,11 @@ def _resolve(method: str, name: str, value: Any, source: str) -> str | None:
     return name
 
 
-def _is_off(method: str, name: str, value: Any, source: str) -> bool:
+def _is_off(method: str, name: str, layers: Sequence[Layer], overrides: Sequence[str]) -> bool:
     """Whether a key of `method` has its default, or is empty: then it changes nothing of a run by another method."""
     schema = run_schema(method)
     try:
-        found = getattr(fill(schema, [(source, {name: value})]), name)
+        found = getattr(fill(schema, layers, overrides), name)
     except UserError:
         return False
     return not found or found == getattr(schema(), name)
@@ -237,7 +254,7 @@ def missing_weights(run: Run) -> dict[str, str]:
     return {
         file.what: f"no weights at {file.path} ({file.what}); {_where_from(file.path)}"
         for file in weight_files(run)
-        if not file.optional and not file.path.exists()
+        if not file.optional and not is_there(to_path(file.path, file.what))
     }
 
 
@@ -254,10 +271,13 @@ def check(run: Run) -> None:
     method = METHODS[run.method]
     if not run.ref_video_path:
         raise UserError("no reference video; give --ref_video_path (a video file or a folder of frames)")
-    if not Path(run.ref_video_path).exists():
+    if not is_there(to_path(run.ref_video_path, "ref_video_path")):
         raise UserError(f"no reference video at {run.ref_video_path}")
+    check_readable(run.ref_video_path, "ref_video_path")
     if run.prompt is None and method.needs_prompt:
         raise UserError('no prompt; give --prompt (an empty one is --prompt "")')
+    for name in ("prompt", "negative_prompt", "ref_prompt"):
+        to_text(getattr(run, name) or "", name)
     for name in sorted(attribute(method, "unused", frozenset())):
         if getattr(run, name) != getattr(type(run)(), name):
             raise UserError(f"{name} is {getattr(run, name)!r}, which method={run.method} has no use for; leave it out")
@@ -267,19 +287,9 @@ def check(run: Run) -> None:
         if given.required and not value:
             raise UserError(f"{given.key} is empty, and method={run.method} needs it: {given.help}")
         for path in value if isinstance(value, list) else [value] if value else []:
-            if not Path(path).exists():
+            if not is_there(to_path(path, given.key)):
                 raise UserError(f"nothing at {path}; check {given.key}")
-
-
-def check_output(folder: Path) -> None:
-    """UserError where nothing can be written into `folder`; makes nothing."""
-    nearest_folder = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not nearest_folder.is_dir():
-        raise UserError(f"nothing can be written to {folder}: {nearest_folder} is a file; choose another output_dir")
-    if not os.access(nearest_folder, os.W_OK | os.X_OK):
-        raise UserError(
-            f"nothing can be written to {folder}: {nearest_folder} cannot be written; choose another output_dir"
-        )
+            check_readable(path, given.key)
 
 
 def reference_key(run: Run) -> str:
@@ -317,7 +327,7 @@ def fingerprint(run: Run, sha256: Callable[[Path], str] = content_hash) -> str:
     weights = [
         [file.what, sha256(file.path) if file.by_content else _portable(file.path), _size(file.path)]
         for file in weight_files(run)
-        if file.path.exists() or not file.optional
+        if is_there(file.path) or not file.optional
     ]
     given = {given.key: getattr(run, given.key) for given in method.inputs}
     read = {

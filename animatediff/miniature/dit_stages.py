@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,7 +16,7 @@ from animatediff.config import save_config
 from animatediff.errors import UserError
 from animatediff.files import atomic_folder, atomic_path, read_json, remove_stale_parts, write_json
 from animatediff.miniature.dit import build_dit, build_dit_scheduler, train_dit, video_importance
-from animatediff.miniature.loop import rank
+from animatediff.miniature.loop import processes, rank
 from animatediff.miniature.stages import StageConfig, camera_chances, once, save_once, wait
 from animatediff.miniature.t5 import build_t5_encoder, build_t5_tokenizer, encode_captions
 from animatediff.miniature.video_autoencoder import FRAMES, build_video_vae, encode_video, even_out, train_video_vae
@@ -39,7 +38,7 @@ class DitConfig:
     latents: int = 3000  # clips that it is trained on
     vae: StageConfig = field(default_factory=lambda: StageConfig(400, 4, 3e-3))
     decoder: StageConfig = field(default_factory=lambda: StageConfig(600, 4, 2e-3))
-    frames: StageConfig = field(default_factory=lambda: StageConfig(400, 16, 4e-3))
+    frames: StageConfig = field(default_factory=lambda: StageConfig(1000, 16, 4e-3))
     video: StageConfig = field(default_factory=lambda: StageConfig(2000, 4, 4e-3))
     camera_share: float = 0.4  # of the clips drawn in the last stage: those with a moving camera
     star_weight: float = 2.0  # how much oftener a star is drawn: its outline is the hardest to keep
@@ -128,8 +127,7 @@ def _latents(folder: Path, vae: AutoencoderKLCogVideoX, count: int, frames: int)
     """
     starts = range(0, count, ENCODED_AT_ONCE)
     parts = [folder / f"{start:06d}-{min(count, start + ENCODED_AT_ONCE):06d}.pt" for start in starts]
-    processes = dist.get_world_size() if dist.is_initialized() else 1
-    for start, path in list(zip(starts, parts, strict=True))[rank() :: processes]:
+    for start, path in list(zip(starts, parts, strict=True))[rank() :: processes().num_processes]:
         if not path.exists():
             clips = _rendered(start, min(count, start + ENCODED_AT_ONCE), frames)
             with atomic_path(path) as part:

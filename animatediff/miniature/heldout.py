@@ -7,7 +7,6 @@ animatediff/miniature/palette.py. Tracks are [f, 2] in pixels (x, y), nan where 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from animatediff.data.export import save_video
 from animatediff.evaluation.camera import global_motion
 from animatediff.evaluation.trackers import LucasKanade
-from animatediff.files import atomic_path
+from animatediff.files import write_jsonl
 from animatediff.miniature.motions import FAMILIES, Array, sample_motion
 from animatediff.miniature.palette import Frames, Reading, read_clip, shows_colour
 from animatediff.miniature.world import Clip, Content, sample_content
@@ -84,14 +83,13 @@ def write_jobs(
     """
     folder = Path(folder)
     listing = folder / "jobs.jsonl" if listing is None else Path(listing)
-    lines = []
+    rows = []
     for job in jobs:
         video = folder / f"{job.name}.mp4"
         frames = job.reference.frames()
         save_video(video, frames[::-1] if backwards else frames, fps=fps)
-        lines.append(json.dumps({"ref_video_path": video.as_posix(), "prompt": job.prompt, "seed": job.seed}))
-    with atomic_path(listing) as part:
-        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        rows.append({"ref_video_path": video.as_posix(), "prompt": job.prompt, "seed": job.seed})
+    write_jsonl(listing, rows)
     return listing
 
 

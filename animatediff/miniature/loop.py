@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import reduce
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -24,11 +26,6 @@ def one_cycle(step: int, steps: int, warmup: float = 0.08, floor: float = 0.01) 
     if step < start:
         return (step + 1) / start
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, steps - start)))
-
-
-def ema_decay(step: int, decay: float) -> float:
-    """Decay of the moving average at `step`: short memory first, so that the random start is forgotten."""
-    return min(decay, (1 + step) / (10 + step))
 
 
 class Together:
@@ -65,26 +62,6 @@ def adamw(groups: Sequence[dict]) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)
 
 
-class Average:
-    """Exponential moving average of the trained parameters, in float32, and the way to put it in their place."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
-        self.parameters = list(parameters)
-        self.decay = decay
-        self.values = [p.detach().float().clone() for p in self.parameters]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = ema_decay(step, self.decay)
-        torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - decay)
-
-    @torch.no_grad()
-    def apply(self) -> None:
-        """Copy the averages into the parameters."""
-        for parameter, value in zip(self.parameters, self.values, strict=True):
-            parameter.copy_(value)
-
-
 def train(
     name: str,
     groups: Sequence[dict],
@@ -97,7 +74,7 @@ def train(
     clip: float = 1.0,
     report_every: int = 50,
     make_optimizer: Callable[[Sequence[dict]], Optimizer] = adamw,
-) -> Average:
+) -> EMAModel:
     """Minimise `loss_of(step, generator)` over the parameters of `groups` (each with its own lr).
 
     `make_optimizer` takes `groups`; the rates of its own groups are the peaks of one cycle.
@@ -108,7 +85,7 @@ def train(
     parameters = [p for group in groups for p in group["params"]]
     optimizer = make_optimizer(groups)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    average = Average(parameters, decay)
+    average = EMAModel(parameters, decay=decay, foreach=True)  # short memory first: the random start is forgotten
     first = _resume(checkpoint, parameters, optimizer, average)
     generator = torch.Generator()
     recent, began = 0.0, time.time()
@@ -125,39 +102,43 @@ def train(
         average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()
-        average.update(step)
+        average.step(parameters)
         recent += loss.item() / report_every
         if (step + 1) % report_every == 0 and rank() == 0:
             tqdm.write(f"{name} step {step + 1}/{steps} loss {recent:.5f} {time.time() - began:.0f} s")
             recent = 0.0
         if ((step + 1) % save_every == 0 or step + 1 == steps) and rank() == 0:
             _save(checkpoint, step + 1, parameters, optimizer, average)
-    average.apply()
+    average.copy_to(parameters)
     return average
+
+
+def processes() -> PartialState:
+    """The processes of this run (torchrun, accelerate launch), joined over gloo; one where none launched it."""
+    return PartialState(cpu=True)
 
 
 def rank() -> int:
     """This process's number among those of a distributed run; 0 when there is one."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return processes().process_index
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Replace every gradient by its mean over the processes of a distributed run."""
-    if not dist.is_initialized():
+    if processes().num_processes == 1:
         return
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
+    # One message for all, after backward: DistributedDataParallel would have to wrap what the losses call.
+    flat = reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
     for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = mean.view_as(parameter)
 
 
-def _save(path: Path, step: int, parameters: list, optimizer: Optimizer, average: Average) -> None:
+def _save(path: Path, step: int, parameters: list, optimizer: Optimizer, average: EMAModel) -> None:
     state = {
         "step": step,
         "parameters": [p.detach() for p in parameters],
-        "average": average.values,
+        "average": average.shadow_params,
         "optimizer": optimizer.state_dict(),
     }
     with atomic_path(path) as part:
@@ -165,7 +146,7 @@ def _save(path: Path, step: int, parameters: list, optimizer: Optimizer, average
 
 
 @torch.no_grad()
-def _resume(path: Path, parameters: list, optimizer: Optimizer, average: Average) -> int:
+def _resume(path: Path, parameters: list, optimizer: Optimizer, average: EMAModel) -> int:
     if not path.is_file():
         return 0
     state = torch.load(path, weights_only=True)
@@ -174,6 +155,6 @@ def _resume(path: Path, parameters: list, optimizer: Optimizer, average: Average
         raise UserError(f"{path} belongs to a model of other shapes; delete it to start this stage again")
     for parameter, value in zip(parameters, state["parameters"], strict=True):
         parameter.copy_(value)
-    average.values = state["average"]
+    average.shadow_params, average.optimization_step = state["average"], int(state["step"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])

@@ -6,9 +6,9 @@ by its prompt; which way the reference plays is read from its frames.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,6 @@ from animatediff.errors import UserError
 from animatediff.evaluation.measures import Column, Measured, Sample
 from animatediff.files import write_json
 from animatediff.miniature.heldout import JOBS, Job, heldout_jobs, score, write_jobs
-from animatediff.miniature.palette import Frames
 
 FPS = 8
 SHARES = ("colour", "shape", "background", "leak")
@@ -64,10 +63,13 @@ def write_benchmark(folder: str | Path, count: int = JOBS, frames: int = 16, anc
     """Render what the miniature (models/miniature_dit: 17 frames, not anchored) is evaluated on into `folder`.
 
     references/ and reversed/ hold the references, forwards and backwards, each with the jobs.jsonl that inference.py
-    reads; exact/ holds the perfect answers as if they were outputs, the upper bound of every measure.
+    reads; independent/ holds those whose camera moves with the background's marks where the content puts them, not the
+    motion; exact/ holds the perfect answers as if they were outputs, the upper bound of every measure.
     """
     folder, jobs = Path(folder), heldout_jobs(count, frames, anchored=anchored)
     lists = [write_jobs(folder / "references", jobs), write_jobs(folder / "reversed", jobs, backwards=True)]
+    independent = [job for job in heldout_jobs(count, frames, anchored=False) if job.reference.motion.moves_camera]
+    lists.append(write_jobs(folder / "independent", independent))
     for job in jobs:
         output, shown = folder / "exact" / f"{job.name}.mp4", job.wanted.frames()
         reference = str(folder / "references" / f"{job.name}.mp4")
@@ -83,20 +85,15 @@ def _jobs(frames: int, height: int, width: int) -> tuple[Job, ...]:
 
 
 def _plays_backwards(sample: Sample, job: Job) -> bool:
-    """Whether the reference's frames are nearer to the job's reversed clip than to the clip itself.
-
-    The clip is that of the world, anchored or not, which the reference is of.
-    """
+    """Whether the reference's frames are nearer to the job's clip reversed than to the clip, anchored or not."""
     if sample.reference is None:
         return False
     shown = sample.reference.astype(np.int16)
-    worlds = (dataclasses.replace(job.reference, anchored=anchored).frames() for anchored in (True, False))
-    forwards, backwards = zip(*((_distance(shown, clip), _distance(shown, clip[::-1])) for clip in worlds), strict=True)
-    return min(backwards) < min(forwards)
-
-
-def _distance(left: Frames, right: Frames) -> float:
-    return float(np.abs(left.astype(np.int16) - right).mean())
+    away = {}
+    for anchored in (True, False):
+        clip = replace(job.reference, anchored=anchored).frames().astype(np.int16)
+        away[anchored, False], away[anchored, True] = (np.abs(shown - c).mean() for c in (clip, clip[::-1]))
+    return min(away, key=lambda way: away[way])[1]
 
 
 MEASURE = Miniature()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from diffusers import ModelMixin, UNetMotionModel
@@ -15,8 +14,9 @@ from torch import nn
 
 from animatediff.config import nearest
 from animatediff.errors import UserError
+from animatediff.models.free_noise import shallow_copy, unwrapped, unwrapped_path, whole_clip_blocks
+from animatediff.models.hooks import capture, inject, injected_paths
 from animatediff.models.integration import IntegratedBlock, Site, SiteFeatures
-from animatediff.models.hooks import capture, inject
 
 SITES = ("up", "up_1", "up_2", "midup", "full")
 PARTS = ("to_q", "to_k", "to_v", "scaler")
@@ -43,6 +43,7 @@ class Adapter(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = False
+    _skip_layerwise_casting_patterns = ("scaler",)  # whose first convolution is used in two parts
 
     @register_to_config
     def __init__(
@@ -70,10 +71,10 @@ class Adapter(ModelMixin, ConfigMixin):
     ) -> Self:
         """A fresh adapter: projections start as copies of the backbone's, the scale map at sigmoid(scaler_bias - 5)."""
         paths = site_paths(unet, sites)
-        dims = {path: unet.get_submodule(path).attn1.to_q.in_features for path in paths}
+        dims = {path: unwrapped(unet.get_submodule(path)).attn1.to_q.in_features for path in paths}
         adapter = cls(dims, use_scaler, scaler_bias)
         for path, site in adapter.named_sites():
-            block = unet.get_submodule(path)
+            block = unwrapped(unet.get_submodule(path))
             for own, attention in zip(site.attentions, (block.attn1, block.attn2), strict=True):
                 for name in ("to_q", "to_k", "to_v"):
                     getattr(own, name).load_state_dict(getattr(attention, name).state_dict())
@@ -126,16 +127,32 @@ def extract(
 ) -> Reference:
     """One forward of the untouched backbone on the noised reference; keeps r_1 and r_2 at every site (section 3.1).
 
-    latents (b c f h w), noised to `timestep`; text (b tokens dim), of the empty prompt.
+    latents (b c f h w), noised to `timestep`; text (b tokens dim), of the empty prompt. The whole clip is seen at once,
+    also where FreeNoise has generation see windows. RuntimeError where the backbone is generating under a reference.
     """
+    if injected_paths(unet):
+        raise RuntimeError("the backbone is generating, and the reference pass needs it untouched: extract before or after")
+    num_frames = latents.shape[2]
     paths = [path for path, _ in adapter.named_sites()]
-    blocks = {path: unet.get_submodule(path) for path in paths}
-    norms = {f"{path}.{i}": norm for path, b in blocks.items() for i, norm in enumerate((b.norm1, b.norm2))}
-    frame_norms = {path: unet.get_submodule(path.rsplit(".transformer_blocks", 1)[0]).norm for path in paths}
-    with capture(norms) as features, capture(frame_norms, keep=lambda maps: tuple(maps.shape[-2:])) as sizes:
-        unet(latents, timestep, text.repeat_interleave(latents.shape[2], dim=0))
+    replaced = whole_clip_blocks(unet, num_frames)
+    conditions: dict[str, Any] = {}
+    if unet.encoder_hid_proj is not None:  # an IP-Adapter, whose image prompt is for generation
+        replaced["encoder_hid_proj"], conditions = _NoImage(), {"added_cond_kwargs": {"image_embeds": []}}
+    with inject(unet, replaced):
+        blocks = {path: unet.get_submodule(path) for path in paths}
+        norms = {f"{path}.{i}": norm for path, b in blocks.items() for i, norm in enumerate((b.norm1, b.norm2))}
+        frame_norms = {path: unet.get_submodule(path.rsplit(".transformer_blocks", 1)[0]).norm for path in paths}
+        with capture(norms) as features, capture(frame_norms, keep=lambda maps: tuple(maps.shape[-2:])) as sizes:
+            unet(latents, timestep, text.repeat_interleave(num_frames, dim=0), **conditions)
     sites = {path: SiteFeatures((features[f"{path}.0"], features[f"{path}.1"]), sizes[path]) for path in paths}
-    return Reference(sites, latents.shape[2], (latents.shape[3], latents.shape[4]))
+    return Reference(sites, num_frames, (latents.shape[3], latents.shape[4]))
+
+
+class _NoImage(nn.Module):
+    """Stands for an IP-Adapter's projection: no image, so that its attentions add nothing."""
+
+    def forward(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        return images
 
 
 @contextmanager
@@ -148,7 +165,7 @@ def integrated(unet: UNetMotionModel, adapter: Adapter, reference: Reference) ->
     if missing:
         raise UserError(f"the reference has no features for {missing[0]}; extract it with this adapter")
     blocks = {
-        path: IntegratedBlock(unet.get_submodule(path), site, reference.sites[path])
+        path: IntegratedBlock(unwrapped(unet.get_submodule(path)), site, reference.sites[path])
         for path, site in adapter.named_sites()
     }
     with inject(unet, _overridden(unet, adapter)), inject(unet, blocks):
@@ -187,14 +204,16 @@ def _overridden(unet: UNetMotionModel, adapter: Adapter) -> dict[str, nn.Module]
     copies: dict[str, nn.Module] = {}
     for path, value in adapter.named_overrides():
         owner, _, name = path.rpartition(".")
+        owner = unwrapped_path(unet, owner)
         if hasattr(unet.get_submodule(owner), "base_layer"):
             owner += ".base_layer"
         if owner not in copies:
-            module = copies[owner] = copy.copy(unet.get_submodule(owner))
-            module._parameters = dict(module._parameters)
-            for hook in ("forward", "_old_forward", "_hf_hook"):  # offloading hooks are bound to the original
-                module.__dict__.pop(hook, None)
+            copies[owner] = shallow_copy(unet.get_submodule(owner))
         copies[owner]._parameters[name] = value
+    for module in copies.values():  # layerwise casting keeps the others in the precision of storage
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = parameter.to(dtype=unet.dtype)
     return copies
 
 

@@ -1,110 +1,28 @@
-"""Published files and key names <-> ours. Nothing here runs a network, and no pickle is ever executed."""
+"""Published state dictionaries <-> the networks they fill: every key finds its place, or one line says which did not."""
 
 from __future__ import annotations
 
-import pickle
-import re
-import zipfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import torch
 from diffusers import UNetMotionModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from animatediff.errors import UserError, describe_os_error, one_line
+from animatediff.errors import UserError
 from animatediff.models.adapter import Adapter, EfficientMT
-
-StateDict = dict[str, torch.Tensor]
-
-# AnimateDiff's names inside a motion module -> diffusers' names; one table, read in both directions.
-_MOTION_NAMES = (
-    ("temporal_transformer.", ""),
-    ("attention_blocks.0.", "attn1."),
-    ("attention_blocks.1.", "attn2."),
-    ("norms.0.", "norm1."),
-    ("norms.1.", "norm2."),
-    ("ff_norm.", "norm3."),
-)
-WRAPPERS = ("state_dict", "controlnet")  # keys under which published files hold their tensors
-_MOTION_KEY = re.compile(r"^(?P<module>.+\.motion_modules\.\d+\.)(?P<rest>.+)$")
-_BLOCK_REST = re.compile(r"^(?P<block>transformer_blocks\.\d+\.)(?P<rest>.+)$")
-_POSITION_TABLES = ("pos_encoder.pe", "interleaved_pe", "pos_embed.pe")  # constants, computed rather than loaded
-
-
-def read_state_dict(path: str | Path) -> StateDict:
-    """The tensors of a .safetensors or torch checkpoint, on the CPU, without executing pickled code.
-
-    A {"state_dict": ...} wrapper and a "module." prefix are taken off. UserError names the file when it is missing,
-    truncated, corrupt, holds code instead of tensors, or holds NaN or infinite values.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no weights at {path}; see models/README.md for what goes there")
-    try:
-        loaded = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
-    except OSError as error:
-        raise describe_os_error(error, f"reading {path}") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds pickled code or is corrupt and was not executed; expected plain tensors"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, KeyError) as error:
-        raise UserError(f"{path} is truncated or corrupt ({one_line(error)[:120]}); download it again") from error
-    state = unwrap(loaded, str(path))
-    for key, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(f"{path} holds NaN or infinite values (first in {key}); download or export it again")
-    return state
-
-
-def unwrap(loaded: Mapping[str, object], source: str = "the checkpoint") -> StateDict:
-    """The tensors of a loaded checkpoint, without a "state_dict" or "controlnet" wrapper and a "module." prefix."""
-    wrapper = next((key for key in WRAPPERS if isinstance(loaded, Mapping) and key in loaded), None)
-    inner = loaded[wrapper] if wrapper else loaded
-    if not isinstance(inner, Mapping):
-        raise UserError(f"{source} holds {type(inner).__name__}, expected a dictionary of tensors")
-    state = {str(key).removeprefix("module."): value for key, value in inner.items() if torch.is_tensor(value)}
-    if not state:
-        raise UserError(f"{source} holds no tensors, expected a state dictionary")
-    return state
-
-
-def original_name(name: str) -> str:
-    """AnimateDiff's key for our parameter name (the inverse of `our_name`)."""
-    match = _MOTION_KEY.match(name)
-    if match is None:
-        return name
-    rest = match["rest"]
-    block = _BLOCK_REST.match(rest)
-    if block is not None:
-        rest = block["block"] + _renamed(block["rest"], {ours: theirs for theirs, ours in _MOTION_NAMES[1:]})
-    return f"{match['module']}temporal_transformer.{rest}"
-
-
-def our_name(key: str) -> str:
-    """Our parameter name for AnimateDiff's key: only names inside motion modules differ."""
-    match = _MOTION_KEY.match(key)
-    if match is None:
-        return key
-    rest = match["rest"].removeprefix("temporal_transformer.")
-    block = _BLOCK_REST.match(rest)
-    if block is not None:
-        rest = block["block"] + _renamed(block["rest"], dict(_MOTION_NAMES[1:]))
-    return match["module"] + rest
+from animatediff.models.key_names import describe_contents, diffusers_name, is_position_table, original_name, shown
+from animatediff.models.weight_files import StateDict, unwrap
 
 
 def load_original_unet(unet: UNetMotionModel, state_dict: Mapping[str, object], source: str = "state_dict") -> None:
     """Fill the whole backbone from AnimateDiff's key names (2D UNet + motion modules), every key in its place."""
-    load_exactly(unet, our_state(state_dict, source), source, expected="a UNet with motion modules (AnimateDiff names)")
+    load_exactly(unet, diffusers_state(state_dict, source), source, expected="a UNet with motion modules (AnimateDiff names)")
 
 
 def load_original_motion_modules(unet: UNetMotionModel, state_dict: Mapping[str, object], source: str) -> None:
     """Fill the backbone's motion modules from a published motion-module file (v3_sd15_mm.ckpt)."""
     names = [name for name in _loadable(unet) if ".motion_modules." in name]
-    load_exactly(unet, our_state(state_dict, source), source, expected="motion modules (AnimateDiff names)", only=names)
+    load_exactly(unet, diffusers_state(state_dict, source), source, expected="motion modules (AnimateDiff names)", only=names)
 
 
 def load_original_adapter(model: EfficientMT, state_dict: Mapping[str, object], source: str = "state_dict") -> None:
@@ -145,21 +63,21 @@ def original_unet_state(unet: UNetMotionModel) -> StateDict:
 
 
 def split_adapter(adapter: Adapter, state: StateDict) -> tuple[StateDict, StateDict]:
-    """Published keys -> (names inside `adapter.sites`, our names of everything else); position tables dropped."""
+    """Published keys -> (names inside `adapter.sites`, diffusers' names of everything else); position tables dropped."""
     places = {
         original_name(f"{path}.{_site_to_block(key)}"): f"{path.replace('.', '-')}.{key}"
         for path, site in adapter.named_sites()
         for key in site.state_dict()
     }
-    kept = {key: value for key, value in state.items() if not key.endswith(_POSITION_TABLES)}
+    kept = {key: value for key, value in state.items() if not is_position_table(key)}
     own = {places[key]: value for key, value in kept.items() if key in places}
-    return own, {our_name(key): value for key, value in kept.items() if key not in places}
+    return own, {diffusers_name(key): value for key, value in kept.items() if key not in places}
 
 
 def adapter_sites(state: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """The sites of a published adapter, path -> channels, told by its scalers; empty where it is no adapter."""
     return {
-        our_name(key).partition(".scaler.")[0]: value.shape[1] // 2
+        diffusers_name(key).partition(".scaler.")[0]: value.shape[1] // 2
         for key, value in state.items()
         if key.endswith(".scaler.spatial_convs.0.weight")
     }
@@ -189,44 +107,15 @@ def load_exactly(
     module.load_state_dict(values, strict=False, assign=on_meta)
 
 
-def describe_contents(keys: Iterable[str]) -> str:
-    """What a state dictionary looks like, for error messages about swapped files."""
-    keys = list(keys)
-    traits = {
-        "an original Stable Diffusion checkpoint (DreamBooth)": "model.diffusion_model.",
-        "a LoRA": "lora",
-        "an EfficientMT adapter": ".scaler.",
-        "motion modules": "motion_modules.",
-        "a text encoder": "text_model.",
-        "a VAE": "decoder.conv_in",
-        "a 2D UNet": "down_blocks.0.attentions",
-    }
-    for description, trait in traits.items():
-        if any(trait in key for key in keys):
-            return description
-    return "something else"
-
-
-def _read_torch(path: Path) -> Mapping[str, object]:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
 def _loadable(module: nn.Module) -> StateDict:
     """Parameters and persistent buffers by name, without position tables."""
-    return {name: value for name, value in module.state_dict().items() if not name.endswith(_POSITION_TABLES)}
+    return {name: value for name, value in module.state_dict().items() if not is_position_table(name)}
 
 
-def our_state(state_dict: Mapping[str, object], source: str) -> StateDict:
-    """A loaded checkpoint with AnimateDiff's key names under ours, position tables dropped."""
+def diffusers_state(state_dict: Mapping[str, object], source: str) -> StateDict:
+    """A loaded checkpoint with AnimateDiff's key names under diffusers', position tables dropped."""
     state = unwrap(state_dict, source)
-    return {our_name(key): value for key, value in state.items() if not key.endswith(_POSITION_TABLES)}
-
-
-def _renamed(rest: str, table: Mapping[str, str]) -> str:
-    for start, replacement in table.items():
-        if rest.startswith(start):
-            return replacement + rest[len(start) :]
-    return rest
+    return {diffusers_name(key): value for key, value in state.items() if not is_position_table(key)}
 
 
 def _site_to_block(key: str) -> str:
@@ -253,7 +142,7 @@ def _refuse(
     looks: str | None = None,
 ) -> None:
     complaints = [
-        f"{label} {_some(list(keys))}"
+        f"{label} {shown(keys)}"
         for label, keys in (
             ("lacks", sorted(missing)),
             ("has unknown", sorted(unexpected)),
@@ -264,8 +153,3 @@ def _refuse(
     if complaints:
         found = f"; it looks like {looks}" if looks else ""
         raise UserError(f"{source} {'; '.join(complaints)}; expected {expected}{found}")
-
-
-def _some(keys: list[str], shown: int = 3) -> str:
-    rest = f" and {len(keys) - shown} more" if len(keys) > shown else ""
-    return ", ".join(keys[:shown]) + rest

@@ -5,8 +5,9 @@ All are context managers over explicitly given modules and leave nothing behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -33,12 +34,13 @@ def capture(
 
         return record
 
-    handles = [module.register_forward_hook(recorder(name)) for name, module in modules.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.callback(module.register_forward_hook(recorder(name)).remove)
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+_CLAIM = threading.Lock()  # held while paths are claimed or given back, never while a network runs
 
 
 @contextmanager
@@ -46,51 +48,76 @@ def inject(root: nn.Module, replacements: Mapping[str, nn.Module]) -> Iterator[N
     """Inside the block, the submodules of `root` at the given dotted paths are `replacements`.
 
     Replacements are made in the order given (a child before a parent that holds it) and undone in reverse, also
-    when the block ends with an exception. AttributeError where a path does not exist; then nothing is replaced.
+    when the block ends with an exception. AttributeError where a path does not exist, RuntimeError where a path is
+    already replaced (by a run in another thread, or around this one); then nothing is replaced.
     """
-    originals = {path: root.get_submodule(path) for path in replacements}
-    replaced: list[str] = []
+    _claim(root, replacements)
+    originals: dict[str, nn.Module] = {}
     try:
+        originals |= {path: root.get_submodule(path) for path in replacements}
         for path, module in replacements.items():
             root.set_submodule(path, module)
-            replaced.append(path)
         yield
     finally:
-        for path in reversed(replaced):
+        for path in reversed(originals):
             root.set_submodule(path, originals[path])
+        _give_back(root, replacements)
+
+
+def injected_paths(root: nn.Module) -> frozenset[str]:
+    """The paths at which `root` is replaced at this moment."""
+    return frozenset(root.__dict__.get("_injected", ()))
+
+
+def _claim(root: nn.Module, paths: Iterable[str]) -> None:
+    with _CLAIM:
+        taken = root.__dict__.setdefault("_injected", set())
+        twice = sorted(taken.intersection(paths))
+        if twice:
+            raise RuntimeError(f"{twice[0]} is already replaced: a network serves one run at a time")
+        taken.update(paths)
+
+
+def _give_back(root: nn.Module, paths: Iterable[str]) -> None:
+    with _CLAIM:
+        taken = root.__dict__.get("_injected", set())
+        taken.difference_update(paths)
+        if not taken:
+            root.__dict__.pop("_injected", None)
 
 
 @contextmanager
-def guided_below(unet: nn.Module, limit: float) -> Iterator[None]:
-    """Inside the block classifier-free guidance acts at timesteps below `limit` alone, and costs nothing elsewhere.
+def guidance_interval(unet: nn.Module, low: float, high: float) -> Iterator[None]:
+    """Inside the block classifier-free guidance acts at timesteps from `low` to below `high`, and costs nothing elsewhere.
 
-    unet: called with a batch [without, with] the text, (sample, timestep, **conditions), as diffusers' pipelines do. From
-    `limit` up only the second half is run and stands for both, whose difference is then zero (Kynkaanniemi et al.
-    2024, Applying Guidance in a Limited Interval).
+    unet: called with a batch [without, with] the text, (sample, timestep, **conditions), as diffusers' pipelines do.
+    Outside the interval only the second half is run and stands for both, whose difference is then zero
+    (Kynkaanniemi et al. 2024, Applying Guidance in a Limited Interval).
     """
 
     def halve(_unet: nn.Module, inputs: tuple[Any, ...], conditions: dict[str, Any]) -> tuple[Any, Any] | None:
         sample, timestep, *rest = inputs
-        if timestep < limit:
+        if low <= timestep < high:
             return None
         return (_second_half(sample), timestep, *_second_half(rest)), _second_half(conditions)
 
     def double(_unet: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if inputs[1] >= limit:
+        if not low <= inputs[1] < high:
             output.sample = torch.cat([output.sample] * 2)
 
-    handles = [unet.register_forward_pre_hook(halve, with_kwargs=True), unet.register_forward_hook(double)]
-    try:
+    with ExitStack() as hooks:
+        hooks.callback(unet.register_forward_pre_hook(halve, with_kwargs=True).remove)
+        hooks.callback(unet.register_forward_hook(double).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _second_half(value: Any) -> Any:
-    """Of every tensor in `value` (also in lists and dictionaries) the second half along its first axis."""
+    """Of every tensor in `value` (also in lists and dictionaries) the second half along its first axis.
+
+    The arguments of attention processors, masks above all, have no halves.
+    """
     if isinstance(value, dict):
-        return {name: _second_half(part) for name, part in value.items()}
+        return {name: part if name == "cross_attention_kwargs" else _second_half(part) for name, part in value.items()}
     if isinstance(value, list):
         return [_second_half(part) for part in value]
     return value.chunk(2)[1] if isinstance(value, torch.Tensor) else value

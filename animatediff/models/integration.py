@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
-from einops import rearrange
 from torch import nn
 
+from animatediff.models.free_noise import blend, frame_windows
+from animatediff.models.motion_module import attend
 from animatediff.models.scaler import Scaler, sinusoidal_positions
 
 
@@ -26,14 +26,23 @@ class SiteFeatures:
     features: tuple[torch.Tensor, torch.Tensor]
     size: tuple[int, int]
 
+    @property
+    def num_frames(self) -> int:
+        return self.features[0].shape[1]
+
+    def frames(self, start: int, stop: int) -> SiteFeatures:
+        """The features of the frames from `start` to before `stop`."""
+        first, second = (r[:, start:stop] for r in self.features)
+        return SiteFeatures((first, second), self.size)
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SiteFeatures:
         """These features on another device, in another dtype, or both."""
         first, second = (r.to(device=device, dtype=dtype) for r in self.features)
         return SiteFeatures((first, second), self.size)
 
 
-class Memory(NamedTuple):
-    """What one attention needs of the reference; constant over sampling steps and guidance halves."""
+class KeyValueCache(NamedTuple):
+    """The reference's keys and values for one attention; constant over sampling steps and guidance halves."""
 
     key: torch.Tensor  # K(r), ((b h w) f c)
     value: torch.Tensor  # V(r), ((b h w) f c)
@@ -60,20 +69,21 @@ class Site(nn.Module):
         self.attentions = nn.ModuleList(Projections(dim) for _ in range(2))
         self.scaler = Scaler(dim, scaler_bias) if use_scaler else None
 
-    def remember(self, reference: SiteFeatures) -> tuple[Memory, ...]:
-        """The Memory of both attentions. K(a r + p) = a K(r) + K(p), since k and v have no bias and a is a number."""
-        memories = []
+    def cache(self, reference: SiteFeatures) -> tuple[KeyValueCache, ...]:
+        """The KeyValueCache of both attentions. K(a r + p) = a K(r) + K(p): k and v have no bias, a is a number."""
+        caches = []
         for attention, r in zip(self.attentions, reference.features, strict=True):
             p = sinusoidal_positions(r.shape[1], r.shape[2], r)
             half = self.scaler.reference_half(r, reference.size) if self.scaler is not None else None
-            memories.append(Memory(attention.to_k(r), attention.to_v(r), attention.to_k(p), attention.to_v(p), half))
-        return tuple(memories)
+            k, v = attention.to_k, attention.to_v
+            caches.append(KeyValueCache(k(r), v(r), k(p), v(p), half))
+        return tuple(caches)
 
-    def scale_map(self, y: torch.Tensor, memory: Memory, size: tuple[int, int]) -> torch.Tensor:
+    def scale_map(self, y: torch.Tensor, cache: KeyValueCache, size: tuple[int, int]) -> torch.Tensor:
         """a ((b h w) f 1) for y ((b h w) f c); without a scaler the reference enters whole, a = 1."""
         if self.scaler is None:
             return torch.ones_like(y[..., :1])
-        return self.scaler.scale_map(y, memory.scaler_half, size)
+        return self.scaler.scale_map(y, cache.scaler_half, size)
 
 
 class IntegratedBlock(nn.Module):
@@ -88,21 +98,31 @@ class IntegratedBlock(nn.Module):
         self.block = block
         self.site = site
         self.size = reference.size
-        self.memories = site.remember(reference)
+        self.windows = frame_windows(block, reference.num_frames)  # one, the whole clip, without FreeNoise
+        self.caches = [site.cache(reference.frames(w.start, w.stop)) for w in self.windows]
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         """hidden_states ((n b h w) f c), b the reference's batch; returns the same shape."""
-        block, x = self.block, hidden_states
+        if len(self.windows) == 1:
+            x = self._attend(hidden_states, self.caches[0])
+        else:
+            pairs = zip(self.windows, self.caches, strict=True)
+            parts = (self._attend(hidden_states[:, w.start : w.stop], caches) for w, caches in pairs)
+            x = blend(parts, self.windows)
+        return x + self.block.ff(self.block.norm3(x))
+
+    def _attend(self, x: torch.Tensor, caches: tuple[KeyValueCache, ...]) -> torch.Tensor:
+        block = self.block
         stages = ((block.norm1, block.attn1), (block.norm2, block.attn2))
-        for (norm, attention), projections, memory in zip(stages, self.site.attentions, self.memories, strict=True):
+        for (norm, attention), projections, cache in zip(stages, self.site.attentions, caches, strict=True):
             y = norm(x)
-            a = self.site.scale_map(y, memory, self.size)
-            x = x + integrated_attention(block.pos_embed(y), a, attention, projections, memory)
-        return x + block.ff(block.norm3(x))
+            a = self.site.scale_map(y, cache, self.size)
+            x = x + integrated_attention(block.pos_embed(y), a, attention, projections, cache)
+        return x
 
 
 def integrated_attention(
-    y: torch.Tensor, a: torch.Tensor, attention: Attention, projections: Projections, memory: Memory
+    y: torch.Tensor, a: torch.Tensor, attention: Attention, projections: Projections, cache: KeyValueCache
 ) -> torch.Tensor:
     """Attention from y + p over [y + p, a r + p] (EfficientMT, section 3.3).
 
@@ -110,11 +130,9 @@ def integrated_attention(
     output projection. Returns ((n b h w) f c).
     """
     q = projections.to_q(y)
-    k = torch.cat([projections.to_k(y), _scaled(a, memory.key, memory.position_key)], dim=1)  # (n b h w) 2f c
-    v = torch.cat([projections.to_v(y), _scaled(a, memory.value, memory.position_value)], dim=1)
-    q, k, v = (rearrange(x, "n f (heads d) -> n heads f d", heads=attention.heads) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v)
-    out = rearrange(out, "n heads f d -> n f (heads d)")
+    k = torch.cat([projections.to_k(y), _scaled(a, cache.key, cache.position_key)], dim=1)  # (n b h w) 2f c
+    v = torch.cat([projections.to_v(y), _scaled(a, cache.value, cache.position_value)], dim=1)
+    out = attend(q, k, v, attention.heads)
     for layer in attention.to_out:
         out = layer(out)
     return out

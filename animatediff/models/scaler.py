@@ -30,7 +30,7 @@ class Scaler(nn.Module):
     def __init__(self, dim: int, initial_bias: float = 0.0) -> None:
         """dim: channels of one feature. initial_bias: start of the last bias; the map starts at sigmoid(it - 5)."""
         super().__init__()
-        widths = (2 * dim, 2 * dim // 8, 2 * dim // 32, 1)
+        widths = (2 * dim, max(2 * dim // 8, 1), max(2 * dim // 32, 1), 1)
         self.dim = dim
         self.spatial_convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths))
         nn.init.zeros_(self.spatial_convs[-1].weight)

@@ -17,9 +17,11 @@ from diffusers import SparseControlNetModel, UNetMotionModel
 from torch import nn
 
 from animatediff.errors import UserError
-from animatediff.models.checkpoints import StateDict, describe_contents, load_exactly, our_state, unwrap
+from animatediff.models.checkpoints import diffusers_state, load_exactly
+from animatediff.models.key_names import describe_contents
 from animatediff.models.motion_module import MotionModule
 from animatediff.models.unet import MAX_FRAMES
+from animatediff.models.weight_files import StateDict, unwrap
 
 LATENT_CHANNELS, PIXEL_CHANNELS = 4, 3
 
@@ -115,7 +117,7 @@ def load_original_sparsectrl(
 
     In the dtype and on the device of `unet`, without gradient. UserError for any other file.
     """
-    state = our_state(state_dict, source)
+    state = diffusers_state(state_dict, source)
     embedding = [key for key in state if key.startswith("controlnet_cond_embedding.")]
     if not embedding:
         raise UserError(f"{source} is no SparseCtrl encoder (no controlnet_cond_embedding); {_looks(state)}")

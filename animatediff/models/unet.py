@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusers import ModelMixin, UNetMotionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
-from animatediff.models.motion_module import MotionModule
+from animatediff.models.motion_module import MotionModule, use_xformers
 
 MAX_FRAMES = 32  # rows of the motion modules' position table
 
@@ -28,14 +29,25 @@ class VideoUNet(UNetMotionModel, ModelMixin):  # diffusers' pipelines look for M
             if hasattr(block, "motion_modules"):
                 block.motion_modules = nn.ModuleList(MotionModule.adopt(stock) for stock in block.motion_modules)
 
+    def set_default_attn_processor(self) -> None:
+        """As UNetMotionModel's, for the spatial attentions: the temporal ones have a processor of their own."""
+        processors = self.attn_processors.items()
+        self.set_attn_processor({n: p if "motion_modules" in n else AttnProcessor() for n, p in processors})
 
-def build_unet(config: Mapping[str, Any]) -> VideoUNet:
+    def set_use_memory_efficient_attention_xformers(
+        self, valid: bool, attention_op: Callable[..., Any] | None = None
+    ) -> None:
+        """As ModelMixin's, for the spatial attentions alone (see `use_xformers`)."""
+        use_xformers(self, valid, attention_op)
+
+
+def build_unet(config: Mapping[str, Any], motion_in_middle: bool = False) -> VideoUNet:
     """A VideoUNet with fresh weights from an SD1.5-style 2D UNet config (the `unet/config.json` of a base model).
 
     Reads block_out_channels, layers_per_block, cross_attention_dim, attention_head_dim (SD1.5's historical
     spelling of the number of heads) and sample_size, and where given norm_num_groups, norm_eps, in_channels,
     out_channels, down_block_types, up_block_types. Motion modules are those of AnimateDiff v3: one per resnet,
-    none in the middle, eight heads, 32 positions.
+    none in the middle, eight heads, 32 positions. motion_in_middle: one in the middle too, as in AnimateDiff v1.
     """
     options = {
         key: config[key]
@@ -54,7 +66,7 @@ def build_unet(config: Mapping[str, Any]) -> VideoUNet:
         num_attention_heads=config.get("num_attention_heads") or config.get("attention_head_dim", 8),
         motion_num_attention_heads=8,
         motion_max_seq_length=MAX_FRAMES,
-        use_motion_mid_block=False,
+        use_motion_mid_block=motion_in_middle,
     )
 
 

@@ -57,7 +57,9 @@ class Run:
     )
 
     output_dir: str = option("outputs", "where results go", pixels=False)
-    fps: float | str = option(8.0, "of the video written", least=0.1, most=240)
+    fps: float | str = option(
+        8.0, "of the video written; source: it moves as fast as the clip", least=0.1, most=240, choices=("source",)
+    )
     gif: bool = option(False, "write a GIF, too", pixels=False)
     frames: bool = option(False, "write the frames as PNG, too", pixels=False)
     side_by_side: bool = option(False, "write reference and result beside each other, too", pixels=False)

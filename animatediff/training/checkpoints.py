@@ -13,12 +13,22 @@ import torch
 from diffusers.training_utils import EMAModel
 
 from animatediff.errors import UserError, one_line
-from animatediff.files import atomic_folder, remove_stale_parts
+from animatediff.files import Keys, atomic_folder, check_object, is_file, remove_stale_parts
 from animatediff.models.adapter import Adapter
 from animatediff.training.optimizer import averaged
 
 _NAME = re.compile(r"step-(\d{8})")
-ARCHITECTURE = ("site_channels", "use_scaler")  # of the adapter's config
+ARCHITECTURE: Keys = {"site_channels": dict[str, int], "use_scaler": bool}  # of the adapter's config
+STATE: Keys = {
+    "step": int,
+    "samples": int,
+    "data": str,
+    "architecture": ARCHITECTURE,
+    "weights": dict,
+    "optimizer": dict,
+    "average": dict | None,
+    "scaler": dict | None,
+}
 
 
 @dataclass
@@ -66,14 +76,17 @@ def load_checkpoint(folder: str | Path, progress: Progress, data: str) -> list[s
     UserError where there is no checkpoint, it is damaged, or belongs to another architecture.
     """
     path = Path(folder) / "state.pt"
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"no checkpoint at {folder}; expected a folder with state.pt, such as .../step-00001000")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zip and pickle raise unrelated classes for a damaged file
         raise UserError(f"{path} is damaged ({one_line(error)[:120]}); resume from an older checkpoint") from error
     _check_architecture(path, state, progress)
-    progress.adapter.load_state_dict(state["weights"])
+    try:
+        progress.adapter.load_state_dict(state["weights"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not hold the weights of its architecture ({one_line(error)[:120]})") from error
     _load_optimizer(progress.optimizer, state["optimizer"], path)
     progress.step, progress.samples = state["step"], state["samples"]
     with warnings.catch_warnings(action="ignore"):  # of a schedule that steps before its optimizer: here it must
@@ -115,7 +128,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], pat
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state)
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} was trained with other train_parts or optimizer ({one_line(error)})") from error
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
@@ -140,10 +153,8 @@ def _state(progress: Progress, data: str) -> dict[str, Any]:
     }
 
 
-def _check_architecture(path: Path, state: dict[str, Any], progress: Progress) -> None:
-    lacking = {"step", "samples", "data", "architecture", "weights", "optimizer"} - state.keys()
-    if lacking:
-        raise UserError(f"{path} is no checkpoint of train.py: it lacks {sorted(lacking)[0]}")
+def _check_architecture(path: Path, state: Any, progress: Progress) -> None:
+    check_object(state, f"{path}, which is no checkpoint of train.py:", STATE, required=list(STATE))
     found, own = state["architecture"], progress.adapter.config
     for key in ARCHITECTURE:
         if found[key] != own[key]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from animatediff.config import load_config, nearest
+from animatediff.config import load_config, nearest, option
 from animatediff.errors import UserError
 from animatediff.models.adapter import PARTS, SITES
 from animatediff.models.unet import MAX_FRAMES
 from animatediff.pipelines.efficientmt.loading import EfficientMTFiles
+from animatediff.pipelines.method import MAX_SIDE
 from animatediff.pipelines.video import NUM_TRAIN_TIMESTEPS
 from animatediff.training.objective import SAMPLINGS, WEIGHTINGS
 
@@ -19,6 +20,8 @@ SCHEDULES = ("constant", "linear", "cosine")
 PRECISIONS = ("fp32", "fp16", "bf16")
 TRACKERS = ("tensorboard", "wandb")
 MEASURES = ("none", "world")
+MAX_STEPS = 100_000_000
+LAST = NUM_TRAIN_TIMESTEPS - 1
 TRAINING_FITS = ("stretch", "crop", "pad")  # one size for all clips of a batch
 
 
@@ -26,32 +29,38 @@ TRAINING_FITS = ("stretch", "crop", "pad")  # one size for all clips of a batch
 class DataConfig:
     """Groups of clips that share a motion."""
 
-    source: str = "folder"  # folder: clips in `root`; synthetic: the moving-shape world, rendered from `seed`
-    root: str | None = "data/pairs"  # <root>/<group>/*.mp4, with an optional manifest.jsonl (path, group, caption)
-    num_frames: int = 16
-    height: int = 512
-    width: int = 512
-    fit: str = "stretch"  # how frames are brought to height x width: stretch (published), crop, pad
-    validation_share: float = 0.1  # of the groups; they are never trained on
-    cache: str | None = "data/cache"  # folder of precomputed latents and text embeddings; null: encode in the loop
-    workers: int = 2  # processes that read clips; only without `cache`, which leaves nothing to read
-    synthetic_groups: int = 2000  # motions, each with ...
-    synthetic_clips: int = 3  # ... this many contents
-    synthetic_camera_share: float | None = None  # of the motions; null: as they are drawn, a quarter
-    synthetic_validation_groups: int = 32  # held-out motions with held-out contents
-    synthetic_seed: int = 0
+    source: str = option(
+        "folder", "folder: clips in `root`; synthetic: the moving-shape world, rendered from its seed", choices=SOURCES
+    )
+    root: str | None = option("data/pairs", "<root>/<group>/*.mp4; a manifest.jsonl may say path, group, caption")
+    num_frames: int = option(16, "frames of a clip", least=1, most=MAX_FRAMES)
+    height: int = option(512, "pixels", least=8, most=MAX_SIDE)
+    width: int = option(512, "pixels", least=8, most=MAX_SIDE)
+    fit: str = option("stretch", "how frames are brought to height x width", choices=TRAINING_FITS)
+    validation_share: float = option(0.1, "of the groups; they are never trained on", least=0, most=0.9)
+    cache: str | None = option(
+        "data/cache", "folder of precomputed latents and text embeddings; null: encode in the loop"
+    )
+    workers: int = option(2, "processes that read clips; only without `cache`", least=0, most=256)
+    synthetic_groups: int = option(2000, "motions, each with ...", least=1, most=10_000_000)
+    synthetic_clips: int = option(3, "... this many contents", least=2, most=64)
+    synthetic_camera_share: float | None = option(
+        None, "of the motions; null: as they are drawn, a quarter", least=0, most=1
+    )
+    synthetic_validation_groups: int = option(32, "held-out motions with held-out contents", least=0, most=10_000)
+    synthetic_seed: int = option(0, "of all motions and contents", least=0, most=2**31 - 2)
 
 
 @dataclass
 class ValidationConfig:
     """What is looked at while training."""
 
-    every: int = 1000  # steps; 0 never
-    pairs: int = 8  # pairs of the validation split whose loss is measured
-    videos: int = 2  # of these, how many are also generated and written beside their reference
-    num_inference_steps: int = 25
-    guidance_scale: float = 6.0
-    measures: str = "none"  # world: tracks and contents of the moving-shape world, against its ground truth
+    every: int = option(1000, "steps; 0 never", least=0, most=MAX_STEPS)
+    pairs: int = option(8, "pairs of the validation split whose loss is measured", least=0, most=10_000)
+    videos: int = option(2, "of these, how many are also generated", least=0, most=10_000)
+    num_inference_steps: int = option(25, "denoising steps", least=1, most=NUM_TRAIN_TIMESTEPS)
+    guidance_scale: float = option(6.0, "classifier-free guidance", least=0, most=100)
+    measures: str = option("none", "world: tracks and contents of the moving-shape world", choices=MEASURES)
 
 
 def _published_weights() -> EfficientMTFiles:
@@ -67,52 +76,60 @@ def _published_weights() -> EfficientMTFiles:
 class TrainingConfig:
     """One training run."""
 
-    output: str = "runs/sd15"
+    output: str = option("runs/sd15", "folder of checkpoints, the log and the trained adapter")
     weights: EfficientMTFiles = field(default_factory=_published_weights)  # ckpt_path: an adapter to start from, or ""
     data: DataConfig = field(default_factory=DataConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     # The adapter
-    sites: str = "up"  # up, up_1, up_2, midup, full
-    use_scaler: bool = True
-    scaler_bias: float = 0.0  # of a fresh adapter, no weights.ckpt_path: its map starts at sigmoid(scaler_bias - 5)
-    train_parts: list[str] | None = None  # of to_q, to_k, to_v, scaler; null: all that there are
+    sites: str = option("up", "which temporal blocks are adapted", choices=SITES)
+    use_scaler: bool = option(True, "false: references enter unscaled")
+    scaler_bias: float = option(
+        0.0, "of a fresh adapter: its map starts at sigmoid(scaler_bias - 5)", least=-20, most=20
+    )
+    train_parts: list[str] | None = option(None, "parts that learn; null: all that there are", choices=PARTS)
 
     # The objective
-    reference_timestep: int = 400
-    reference_timestep_max: int | None = None  # given: uniform over reference_timestep..this
-    null_text: float = 0.1  # share of captions dropped to the empty one
-    timestep_sampling: str = "uniform"  # uniform, or cubic: (1 - u^3), leaning to high noise
-    timestep_min: int = 0
-    timestep_max: int = 999
-    loss_weighting: str = "none"  # none, or inverse_alpha_bar: 1 / alpha_bar(t), at most loss_weight_max
-    loss_weight_max: float = 30.0
+    reference_timestep: int = option(400, "noise level of the reference pass", least=0, most=LAST)
+    reference_timestep_max: int | None = option(
+        None, "given: uniform over reference_timestep to this", least=0, most=LAST
+    )
+    null_text: float = option(0.1, "share of captions dropped to the empty one", least=0, most=1)
+    timestep_sampling: str = option("uniform", "cubic: (1 - u^3), leaning to high noise", choices=SAMPLINGS)
+    timestep_min: int = option(0, "lowest noise level trained on", least=0, most=LAST)
+    timestep_max: int = option(LAST, "highest noise level trained on", least=0, most=LAST)
+    loss_weighting: str = option(
+        "none", "inverse_alpha_bar: 1 / alpha_bar(t), at most loss_weight_max", choices=WEIGHTINGS
+    )
+    loss_weight_max: float = option(30.0, "the most that a sample weighs", least=1, most=1e6)
 
     # The optimisation
-    max_steps: int = 50_000
-    batch_size: int = 1  # references in one forward of one process
-    targets_per_reference: int = 1  # clips predicted from each of them
-    accumulation: int = 1  # forwards per step
-    learning_rate: float = 1e-4
-    learning_rates: dict[str, float] = field(default_factory=dict)  # part -> its own rate
-    schedule: str = "constant"  # constant, linear, cosine
-    warmup_steps: int = 0
-    optimizer: str = "adamw"  # adamw, adamw8bit (needs bitsandbytes)
-    beta1: float = 0.9
-    beta2: float = 0.999
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.0  # 0: no moving average; otherwise the average is what inference gets
-    mixed_precision: str = "fp16"  # fp32, fp16, bf16; the frozen backbone is held in it
-    gradient_checkpointing: bool = False
-    channels_last: bool = False
-    seed: int = 42
+    max_steps: int = option(50_000, "steps of the optimizer", least=1, most=MAX_STEPS)
+    batch_size: int = option(1, "references in one forward of one process", least=1, most=4096)
+    targets_per_reference: int = option(1, "clips predicted from each of them", least=1, most=64)
+    accumulation: int = option(1, "forwards per step", least=1, most=4096)
+    learning_rate: float = option(1e-4, "of all parts", least=0, most=1)
+    learning_rates: dict[str, float] = option({}, "part: its own rate", least=0, most=1)
+    schedule: str = option("constant", "of the learning rate", choices=SCHEDULES)
+    warmup_steps: int = option(0, "over which the learning rate rises", least=0, most=MAX_STEPS)
+    optimizer: str = option("adamw", "adamw8bit needs bitsandbytes", choices=OPTIMIZERS)
+    beta1: float = option(0.9, "of the optimizer", least=0, most=0.9999)
+    beta2: float = option(0.999, "of the optimizer", least=0, most=0.999999)
+    weight_decay: float = option(0.01, "of the optimizer", least=0, most=10)
+    max_grad_norm: float = option(1.0, "gradients are clipped to it; 0: never", least=0, most=1e6)
+    ema_decay: float = option(
+        0.0, "0: no moving average; otherwise the average is what inference gets", least=0, most=0.999999
+    )
+    mixed_precision: str = option("fp16", "the frozen backbone is held in it", choices=PRECISIONS)
+    gradient_checkpointing: bool = option(False, "less memory, for time")
+    channels_last: bool = option(False, "memory layout of the backbone's convolutions")
+    seed: int = option(42, "of everything random", least=0, most=2**31 - 1)
 
     # The run
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 3  # the newest; 0 keeps all
-    resume: str = "latest"  # latest, never, or the folder of a checkpoint
-    log_with: list[str] = field(default_factory=lambda: ["tensorboard"])  # tensorboard, wandb
+    checkpoint_every: int = option(1000, "steps", least=1, most=MAX_STEPS)
+    keep_checkpoints: int = option(3, "the newest; 0 keeps all", least=0, most=100_000)
+    resume: str = option("latest", "latest, never, or the folder of a checkpoint")
+    log_with: list[str] = option(["tensorboard"], "trackers", choices=TRACKERS)
 
 
 def read_config(paths: Sequence[str], overrides: Sequence[str]) -> TrainingConfig:
@@ -129,68 +146,11 @@ def trained_parts(config: TrainingConfig) -> tuple[str, ...]:
 
 
 def check(config: TrainingConfig) -> None:
-    """UserError for values out of range, unknown names and keys that contradict each other."""
-    for key, value, known in (
-        ("sites", config.sites, SITES),
-        ("timestep_sampling", config.timestep_sampling, SAMPLINGS),
-        ("loss_weighting", config.loss_weighting, WEIGHTINGS),
-        ("optimizer", config.optimizer, OPTIMIZERS),
-        ("schedule", config.schedule, SCHEDULES),
-        ("mixed_precision", config.mixed_precision, PRECISIONS),
-        ("data.source", config.data.source, SOURCES),
-        ("data.fit", config.data.fit, TRAINING_FITS),
-        ("validation.measures", config.validation.measures, MEASURES),
-        *(("log_with", name, TRACKERS) for name in config.log_with),
-        *(("train_parts", name, PARTS) for name in config.train_parts or ()),
-        *(("learning_rates", name, PARTS) for name in config.learning_rates),
-    ):
-        if value not in known:
-            raise UserError(f"{key} is '{value}'; {nearest(value, known)}")
-    _check_ranges(config)
+    """UserError for keys that contradict each other, and for parts that do not exist."""
+    for name in config.learning_rates:
+        if name not in PARTS:
+            raise UserError(f"learning_rates is '{name}'; {nearest(name, PARTS)}")
     _check_contradictions(config)
-
-
-def _check_ranges(config: TrainingConfig) -> None:
-    last = NUM_TRAIN_TIMESTEPS - 1
-    for key, value, low, high in (
-        ("reference_timestep", config.reference_timestep, 0, last),
-        ("timestep_min", config.timestep_min, 0, last),
-        ("timestep_max", config.timestep_max, 0, last),
-        ("null_text", config.null_text, 0, 1),
-        ("loss_weight_max", config.loss_weight_max, 1, None),
-        ("max_steps", config.max_steps, 1, None),
-        ("batch_size", config.batch_size, 1, None),
-        ("targets_per_reference", config.targets_per_reference, 1, None),
-        ("accumulation", config.accumulation, 1, None),
-        ("learning_rate", config.learning_rate, 0, None),
-        ("warmup_steps", config.warmup_steps, 0, None),
-        ("weight_decay", config.weight_decay, 0, None),
-        ("max_grad_norm", config.max_grad_norm, 0, None),
-        ("ema_decay", config.ema_decay, 0, 1),
-        ("checkpoint_every", config.checkpoint_every, 1, None),
-        ("keep_checkpoints", config.keep_checkpoints, 0, None),
-        ("data.num_frames", config.data.num_frames, 1, MAX_FRAMES),
-        ("data.height", config.data.height, 8, None),
-        ("data.width", config.data.width, 8, None),
-        ("data.validation_share", config.data.validation_share, 0, 0.9),
-        ("data.workers", config.data.workers, 0, None),
-        ("data.synthetic_groups", config.data.synthetic_groups, 1, None),
-        ("data.synthetic_clips", config.data.synthetic_clips, 2, None),
-        ("data.synthetic_validation_groups", config.data.synthetic_validation_groups, 0, None),
-        ("data.synthetic_camera_share", config.data.synthetic_camera_share or 0, 0, 1),
-        ("validation.every", config.validation.every, 0, None),
-        ("validation.pairs", config.validation.pairs, 0, None),
-        ("validation.videos", config.validation.videos, 0, None),
-        ("validation.num_inference_steps", config.validation.num_inference_steps, 1, NUM_TRAIN_TIMESTEPS),
-        ("validation.guidance_scale", config.validation.guidance_scale, 0, 100),
-        *((f"learning_rates.{part}", rate, 0, None) for part, rate in config.learning_rates.items()),
-    ):
-        if not (low <= value and (high is None or value <= high)):
-            raise UserError(
-                f"{key} is {value}, expected {low} to {high}"
-                if high is not None
-                else f"{key} is {value}, expected {low} or more"
-            )
 
 
 def _check_contradictions(config: TrainingConfig) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
+from diffusers import UNet2DConditionModel
 from torch import nn
 
 from animatediff.config import to_yaml
 from animatediff.data.pairs import Group
-from animatediff.files import read_json
+from animatediff.files import keys_of, read_json
 from animatediff.memory import peak_memory
 from animatediff.models.unet import build_unet
 from animatediff.pipelines.backbones.sd15 import weight_files
@@ -74,7 +75,7 @@ def _describe_parameters(config: TrainingConfig) -> list[str]:
     if not path.is_file():
         return [f"parameters: unknown until {path} is there"]
     with init_empty_weights():
-        unet = build_unet(read_json(path))
+        unet = build_unet(read_json(path, keys_of(UNet2DConditionModel.__init__)))
         adapter = nn.Module.to(fresh_adapter(unet, config), "meta")
     freeze_untrained(adapter, trained_parts(config))
     tensors, numbers = count_parameters(adapter, trained=True)

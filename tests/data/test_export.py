@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from animatediff.data.export import safe_name, save_frames, save_gif, save_video, side_by_side
+from animatediff.data.export import check_frames_folder, safe_name, save_frames, save_gif, save_video, side_by_side
 from animatediff.data.video import read_frames
 from animatediff.errors import UserError
+from animatediff.files import atomic_group
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,6 +90,21 @@ def test_gif_keeps_the_rate_on_average(tmp_path):
     assert difference(read_frames(tmp_path / "a.gif", None).frames, frames) < 4
 
 
+def test_a_gif_of_one_frame(tmp_path):
+    save_gif(tmp_path / "a.gif", smooth_frames(1), fps=8)
+    with Image.open(tmp_path / "a.gif") as image:
+        assert (image.n_frames, image.info["duration"]) == (1, 120)
+    assert difference(read_frames(tmp_path / "a.gif", None).frames, smooth_frames(1)) < 4
+
+
+def test_names_that_mean_something_to_imageio_are_plain_names(tmp_path):
+    frames = smooth_frames(2)
+    save_gif(tmp_path / "clips.zip" / "<bytes>.gif", frames)
+    save_frames(tmp_path / "clips.zip" / "frames", frames)
+    assert sorted(os.listdir(tmp_path / "clips.zip")) == ["<bytes>.gif", "frames"]
+    assert np.array_equal(read_frames(tmp_path / "clips.zip" / "frames", None).frames, frames)
+
+
 def test_frames_read_back_to_the_bit_and_are_replaced_whole(tmp_path):
     frames = smooth_frames()
     save_frames(tmp_path / "out" / "frames", frames)
@@ -96,6 +112,26 @@ def test_frames_read_back_to_the_bit_and_are_replaced_whole(tmp_path):
     save_frames(tmp_path / "out" / "frames", frames[:2])
     assert sorted(os.listdir(tmp_path / "out" / "frames")) == ["00000.png", "00001.png"]
     assert os.listdir(tmp_path / "out") == ["frames"]
+
+
+def write_frames_in_a_group(folder: Path) -> None:
+    with atomic_group(record=folder / "a.json") as new:
+        save_frames(new(folder / "frames"), smooth_frames())
+
+
+def test_a_folder_that_frames_could_not_take_is_told_beforehand(tmp_path):
+    """In a group, too: what counts is where the frames are to end up."""
+    check_frames_folder(tmp_path / "new")
+    save_frames(tmp_path / "frames", smooth_frames())
+    check_frames_folder(tmp_path / "frames")
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path, tmp_path / "file"):
+        with pytest.raises(UserError, match="holds other files than frames, so it is not replaced"):
+            check_frames_folder(folder)
+    (tmp_path / "frames" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="/frames holds other files than frames"):
+        write_frames_in_a_group(tmp_path)
+    assert (tmp_path / "frames" / "notes.txt").read_text() == "mine"
 
 
 def test_frames_never_replace_a_users_folder(tmp_path):
@@ -109,11 +145,11 @@ def test_frames_failing_half_way_keep_the_old_ones(tmp_path, monkeypatch):
     save_frames(tmp_path / "frames", smooth_frames(2))
     saved = []
 
-    def full_disk(self, path, original=Image.Image.save):
-        saved.append(path)
+    def full_disk(self, file, original=Image.Image.save, **options):
+        saved.append(file)
         if len(saved) == 3:
             raise OSError(28, "No space left on device")
-        original(self, path)
+        original(self, file, **options)
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
     with pytest.raises(UserError, match="frames failed: No space left on device"):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from animatediff.data.export import save_video
 from animatediff.data.pairs import (
@@ -18,6 +20,7 @@ from animatediff.data.pairs import (
     synthetic_groups,
 )
 from animatediff.errors import UserError
+from tests.door import through
 
 SHAPE = ClipShape(num_frames=4, height=16, width=24)
 
@@ -165,3 +168,19 @@ def test_synthetic_groups_share_a_motion_and_differ_in_content() -> None:
         clips = [clip.clip(SHAPE) for clip in group.clips]
         assert len({clip.caption for clip in clips}) == 3
         assert all(np.array_equal(clip.track(), clips[0].track()) for clip in clips)
+
+
+TEXTS = st.text(st.characters(codec=None, categories=None), max_size=6)
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS | st.sampled_from(["x" * 300, "g/0.mp4"])
+ROWS = st.dictionaries(st.sampled_from(["path", "group", "caption"]) | TEXTS, VALUES, max_size=4)
+GOOD = {"path": "g/0.mp4", "group": "g", "caption": "a dog"}
+
+
+@given(st.lists(ROWS.map(json.dumps) | ROWS.map(lambda row: json.dumps(GOOD | row)) | TEXTS, max_size=3).map("\n".join))
+def test_any_manifest_is_groups_or_one_line(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    root = tmp_path_factory.getbasetemp() / "any manifest"
+    (root / "g").mkdir(parents=True, exist_ok=True)
+    (root / "g" / "0.mp4").write_bytes(b"0")
+    (root / "manifest.jsonl").write_bytes(text.encode("utf-8", "surrogatepass"))
+    found = through(lambda: folder_groups(root))
+    assert isinstance(found, str) or all(clip.caption.strip() for group in found for clip in group.clips)

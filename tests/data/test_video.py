@@ -1,4 +1,4 @@
-"""Reading clips: frames by number from every container and both decoders, and damaged input."""
+"""Reading clips: frames by number from every container, and damaged input."""
 
 from __future__ import annotations
 
@@ -71,65 +71,64 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_gives_the_frames_by_number_from_both_decoders(tmp_path, name, monkeypatch):
+def test_every_format_gives_the_frames_by_number(tmp_path, name):
     path = write(tmp_path / name, moving_square(24), **FORMATS[name])
-    by_any = read_frames(path, None)
-    with monkeypatch.context() as patch:
-        patch.setattr(decode, "_decord", lambda: None)
-        every = read_frames(path, None)
-        alone = [read_frames(path, 5, start=start) for start in (None, every.times[13])]
+    every = read_frames(path, None)
     assert every.total == 24
     assert every.indices == tuple(range(24))
     assert every.warnings == ()
     if "rotation" not in FORMATS[name]:
         assert numbers(every.frames) == list(range(24))
-    assert np.array_equal(by_any.frames, every.frames)
-    for several in (alone, [read_frames(path, 5, start=start) for start in (None, every.times[13])]):
-        for some, expected in zip(several, ([0, 5, 11, 17, 23], [13, 15, 18, 20, 23]), strict=True):
-            assert list(some.indices) == expected
-            assert np.array_equal(some.frames, every.frames[expected])
+    expected = {None: [0, 5, 11, 17, 23], 13: [13, 15, 18, 20, 23]}
+    if name == "variable.mp4":
+        expected = {None: [0, 6, 10, 16, 23], 13: [13, 15, 18, 21, 23]}
+    for first, chosen in expected.items():
+        some = read_frames(path, 5, start=None if first is None else every.times[first])
+        assert list(some.indices) == chosen
+        assert np.array_equal(some.frames, every.frames[chosen])
 
 
-def test_decord_reads_where_it_is_installed_and_agrees_to_the_bit(tmp_path):
-    if decode._decord() is None:
-        pytest.skip("decord is not installed here")
-    for size in ((48, 64), (50, 66), (60, 102)):
-        path = write(tmp_path / f"{size}.mp4", moving_square(24, *size), options={"g": "6"})
-        source = decode.VideoSource(path)
-        assert source.index.decord
-        wanted = [1, 7, 8, 20, 23]
-        assert np.array_equal(source._read_decord(wanted), source._read_pyav(wanted))
+def test_long_files_are_read_by_seeking_and_short_ones_from_memory_alike(tmp_path, monkeypatch):
+    """Every start, in files whose key flags are right, mean recovery points, or are on every packet."""
+    frames = moving_square(64)
+    for name, options in {
+        "closed.mp4": {"g": "12", "bf": "2"},
+        "open.mkv": {"x264-params": "keyint=12:open-gop=1:bframes=3"},
+        "refresh.mp4": {"x264-params": "keyint=12:intra-refresh=1:bframes=0"},
+        "closed.ts": {"g": "12", "bf": "2"},
+    }.items():
+        path = write(tmp_path / name, frames, options=options)
+        whole = read_frames(path, None)
+        assert whole.total == 64
+        for kept in (decode._KEPT, 0):
+            monkeypatch.setattr(decode, "_KEPT", kept)
+            for start in (0, 5, 13, 30, 47, 60):
+                some = read_frames(path, 3, start=whole.times[start])
+                assert np.array_equal(some.frames, whole.frames[list(some.indices)])
+                assert some.warnings == ()
+                assert some.indices[0] == start
+        monkeypatch.undo()
 
 
-def test_decord_missing_means_pyav(tmp_path, monkeypatch):
-    path = write(tmp_path / "a.mp4", moving_square(8))
-    before = read_frames(path, 4)
-    monkeypatch.setattr(decode, "_decord", lambda: None)
-    assert np.array_equal(read_frames(path, 4).frames, before.frames)
-
-
-def test_decord_failing_means_pyav(tmp_path, monkeypatch):
-    path = write(tmp_path / "a.mp4", moving_square(8))
-    before = read_frames(path, 4)
-    monkeypatch.setattr(decode.VideoSource, "_read_decord", lambda self, wanted: None)
-    assert np.array_equal(read_frames(path, 4).frames, before.frames)
-
-
-def test_seeking_skips_what_it_need_not_decode(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kept", [decode._KEPT, 0])
+def test_seeking_skips_what_it_need_not_decode(tmp_path, monkeypatch, kept):
     path = write(tmp_path / "long.mp4", moving_square(96), options={"g": "12", "bf": "2"})
     yielded = []
 
-    def counting(container, stream, problems, original=decode._decoded):
-        for frame in original(container, stream, problems):
+    def counting(self, packets, problems, original=decode.VideoSource._decoded):
+        for frame in original(self, packets, problems):
             yielded.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(decode, "_decoded", counting)
-    monkeypatch.setattr(decode, "_decord", lambda: None)
-    source = decode.VideoSource(path)
-    yielded.clear()
-    assert numbers(source.read([0, 50, 95])) == [0, 50 % 32, 95 % 32]
-    assert len(yielded) == 1 + 3 + 12  # from key frames 0, 48 and 84
+    monkeypatch.setattr(decode.VideoSource, "_decoded", counting)
+    monkeypatch.setattr(decode, "_KEPT", kept)
+    with decode.open_source(path) as source:
+        assert yielded == []
+        assert numbers(source.read([0, 50, 95])) == [0, 50 % 32, 95 % 32]
+        assert len(yielded) == 1 + 3 + 12  # from key frames 0, 48 and 84
+        yielded.clear()
+        source.read(range(96))
+        assert len(yielded) == 96  # nothing twice
 
 
 @pytest.mark.parametrize(("degrees", "turns"), [(90, 1), (180, 2), (-90, 3)])
@@ -273,12 +272,11 @@ def test_truncated_matroska_says_so(tmp_path):
     assert clip.warnings[0].startswith(f"{path} is truncated: its header states 2.40 s, it holds")
 
 
-def test_damage_inside_is_counted_again(tmp_path, whole, monkeypatch):
+def test_damage_inside_is_counted_again(tmp_path, whole):
     path = tmp_path / "noise.mp4"
     middle = len(whole) // 2
     noise = np.random.default_rng(0).integers(0, 256, 400, dtype=np.uint8).tobytes()
     path.write_bytes(whole[:middle] + noise + whole[middle + 400 :])
-    monkeypatch.setattr(decode, "_decord", lambda: None)
     clip = read_frames(path, None)
     assert clip.total < 60
     assert clip.warnings == (f"{path} is damaged or truncated: {clip.total} of 60 frames could be decoded",)

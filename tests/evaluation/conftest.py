@@ -1,7 +1,6 @@
-"""A world of rendered outputs with sidecars, a tiny CLIP, and a browser, shared by the tests of evaluation."""
+"""A world of rendered outputs with sidecars, and a tiny CLIP, shared by the tests of evaluation."""
 
 import json
-import tempfile
 from pathlib import Path
 
 import cv2
@@ -13,7 +12,6 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 from animatediff.data.export import save_video
 from animatediff.miniature.motions import sample_motion
 from animatediff.miniature.world import Clip, sample_content
-from tests.evaluation.browser import Browser, find_browser
 
 cv2.setNumThreads(1)
 FAMILIES = ("line", "arc", "pan")
@@ -73,13 +71,3 @@ def outputs(tmp_path: Path) -> Path:
             frames = Clip(content, made, SIZE).frames()
             write_output(tmp_path / method, frames, reference, prompt=content.caption, seconds=1.0 + number)
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A headless browser, or a skip that says why."""
-    path = find_browser()
-    if path is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome is installed (scripts/test.sh installs it as root)")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, Browser(path, Path(profile)) as page:
-        yield page

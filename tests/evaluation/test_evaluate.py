@@ -7,10 +7,21 @@ import shutil
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from animatediff.data.export import save_frames, save_video
 from animatediff.errors import UserError
+from animatediff.evaluation.sources import (
+    RECORD,
+    benchmark_jobs,
+    find_items,
+    read_job_list,
+    read_output,
+    read_reference,
+)
 from scripts.evaluate import main
+from tests.door import through
 from tests.evaluation.conftest import FAMILIES, FRAMES, SIZE, write_output
 
 
@@ -132,8 +143,8 @@ def test_unusable_values_in_a_sidecar_are_named(outputs, tmp_path):
     edit(outputs / "same" / "line" / "made-7.json", seconds="long", reference_frames={"indices": "all"}, seed=True)
     status, found = run(tmp_path / "out", outputs / "same", "clip=none")
     assert status == 1
-    assert "seconds (long)" in problems(found)[0]
-    assert "seed (True)" in problems(found)[0]
+    assert "seconds is 'long', expected a number or null" in problems(found)[0]
+    assert "seed is true, expected a whole number or null" in problems(found)[0]
     line = next(video for video in found["videos"] if video["name"] == "line/made-7")
     assert line["values"]["seconds"] is None
     assert line["values"]["motion_fidelity"] > 0.8  # its frames are then spread over the whole clip
@@ -155,12 +166,149 @@ def test_a_list_of_lines_with_labels(outputs, tmp_path):
     status, found = run(tmp_path / "out", path, "clip=none", "baseline=reversed", "compat=ditflow")
     assert status == 1
     assert problems(found) == [
-        f'line 7: {path} line 7 lacks "output"',
+        f"line 7: {path} line 7 lacks 'output', a text",
         "no: its video no.mp4 is missing",
     ]
     assert found["differences"]["same"]["motion_fidelity"]["mean"] > 0.5
     published = found["methods"]["same"]["motion_fidelity_ditflow"]
     assert published["n"] == 0  # a single step without displacement makes the published value NaN: here, as often
+
+
+LONG = "x" * 300
+
+
+def test_bad_records_are_named_and_the_rest_is_measured(outputs, tmp_path):
+    """In a folder and in a list of lines; none of them ends the run."""
+    folder = outputs / "same"
+    bad = {
+        "number.json": '{"output": 3}',
+        "nul.json": '{"output": "a\\u0000.mp4"}',
+        "long.json": json.dumps({"output": f"{LONG}.mp4"}),
+        "twice.json": '{"output": "a.mp4", "output": "b.mp4"}',
+        "bytes.json": "\udcff{",
+    }
+    for name, text in bad.items():
+        (folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    (folder / "other.json").write_text("[1, 2]")
+    edit(folder / "line" / "made-7.json", reference=f"{LONG}/{LONG}.mp4")
+    edit(folder / "pan" / "made-7.json", fit="fill", width=-1, seconds=-5, config={"start": "0"})
+    status, found = run(tmp_path / "out", folder, "clip=none")
+    told = "; ".join(problems(found))
+    assert status == 1
+    assert len(found["videos"]) == len(FAMILIES) + len(bad)
+    for words in (
+        "number.json: output is 3, expected a text",
+        "nul.json: output is 'a\\x00.mp4', which holds a NUL",
+        "with a name of 304 bytes",
+        "twice.json is not valid JSON (key 'output' stands twice)",
+        "bytes.json is not UTF-8 text",
+        f"its reference {LONG}/{LONG}.mp4 is missing",
+        "fit is 'fill', expected stretch or crop or pad or auto or null",
+        "width is -1, expected 0 or more",
+        "seconds is -5, expected 0 or more",
+        "config: start is '0', expected a number or null",
+    ):
+        assert words in told
+    values = {video["name"]: video["values"] for video in found["videos"]}
+    assert values["arc/made-7"]["motion_fidelity"] > 0.8
+    assert values["pan/made-7"]["motion_fidelity"] > 0.8
+
+    lines = [json.dumps({"output": f"same/{name}/made-7.mp4"}) for name in ("arc", "line")]
+    lines += ["[]", '{"output": "a", "label": 3}', json.dumps({"output": "."}), json.dumps({"output": LONG})]
+    (outputs / "list.jsonl").write_text("\n".join(lines))
+    status, found = run(tmp_path / "out", outputs / "list.jsonl", "clip=none")
+    told = problems(found)
+    assert status == 1
+    assert [video["values"]["motion_fidelity"] is None for video in found["videos"]] == [False, *[True] * 5]
+    assert [line.partition(":")[0] for line in told] == ["same/line/made-7", "line 3", "line 4", "line 5", "line 6"]
+
+
+def test_jobs_under_the_names_of_other_programs(outputs, tmp_path, capsys):
+    jobs = tmp_path / "jobs.jsonl"
+    jobs.write_text('\ufeff{"video_path": "x/line.mp4", "new_prompt": "a dog"}\n')
+    status, _ = run(tmp_path / "out", outputs / "same", "clip=none", f"jobs={jobs}")
+    assert status == 1
+    assert "same: no output for the job line.mp4: a dog\n" in capsys.readouterr().err
+    for text, message in (
+        ('{"prompt": "a"}', "line 1 lacks 'ref_video_path'"),
+        ('{"video_path": "a.mp4"}', "line 1 lacks 'prompt', a text"),
+        ('{"video_path": "a.mp4", "prompt": 3}', "line 1: prompt is 3, expected a text"),
+        ('{"video_path": ["a.mp4"], "prompt": ""}', "line 1: ref_video_path is a list, expected a text"),
+    ):
+        jobs.write_text(text)
+        with pytest.raises(UserError, match=message):
+            main([str(outputs / "same"), "clip=none", f"jobs={jobs}", "--out", str(tmp_path / "out")])
+
+
+def test_prompt_lists_of_other_programs(tmp_path):
+    for name in ("bear", "camel"):
+        (tmp_path / "480p" / name).mkdir(parents=True)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_bytes("\ufeffbear: a robot\r\ncamel: a horse\r\n".encode())
+    jobs = benchmark_jobs(tmp_path / "480p", prompts)
+    assert jobs == [
+        {"ref_video_path": str(tmp_path / "480p" / "bear"), "prompt": "a robot"},
+        {"ref_video_path": str(tmp_path / "480p" / "camel"), "prompt": "a horse"},
+    ]
+    prompts = tmp_path / "prompts.json"
+    for content, message in (
+        ("[]", r"prompts.json is a list, expected an object"),
+        ('{"bear": 3}', r"prompts.json.bear is 3, expected a text or a list"),
+        ('{"bear": ["a", null]}', r"prompts.json.bear\[1\] is null, expected a text"),
+        ('{"bear": " "}', "has an empty prompt for 'bear'"),
+        ('{"bear": []}', "holds no prompts"),
+    ):
+        prompts.write_text(content)
+        with pytest.raises(UserError, match=message):
+            benchmark_jobs(tmp_path / "480p", prompts)
+
+
+TEXTS = st.text(st.characters(codec=None, categories=None), max_size=6) | st.sampled_from(
+    [LONG, "a.mp4", "..", "/", "a\0"]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 99) | st.floats() | TEXTS,
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["indices", "start"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+RECORDS = st.dictionaries(st.sampled_from([*RECORD, "label"]) | TEXTS, VALUES, max_size=5)
+
+
+@given(RECORDS | VALUES, st.sampled_from(["a.mp4", "no.mp4", None]), st.booleans())
+def test_any_record_is_an_item_that_tells_its_problem(outputs, record, output, listed):
+    """And asking for its video and its reference is answered by frames, or by one line."""
+    folder = outputs / "any"
+    folder.mkdir(exist_ok=True)
+    if not (folder / "a.mp4").exists():
+        shutil.copy(outputs / "same" / "line" / "made-7.mp4", folder / "a.mp4")
+    if isinstance(record, dict) and output:
+        record = record | {"output": output}
+    path = folder / ("a.jsonl" if listed else "a.json")
+    path.write_text(json.dumps(record))
+    items = through(lambda: find_items(path if listed else folder, "m"))
+    path.unlink()
+    assert isinstance(items, list)
+    for item in items:
+        assert item.problem is None or len(item.problem.splitlines()) == 1
+        assert isinstance(item.key, str)
+        through(lambda item=item: read_output(item))
+        through(lambda item=item: read_reference(item, (2, 8, 8)))
+
+
+LINES = st.text(st.characters(codec=None, categories=None), max_size=12) | st.sampled_from(
+    ["bear: a fox", "\ufeffbear: x"]
+)
+
+
+@given(st.lists(LINES, max_size=4).map("\n".join) | VALUES.map(json.dumps), st.sampled_from(["txt", "json", "jsonl"]))
+def test_any_prompt_or_job_list_is_read_or_refused_in_one_line(tmp_path_factory, text, kind):
+    folder = tmp_path_factory.getbasetemp() / "any list"
+    (folder / "480p" / "bear").mkdir(parents=True, exist_ok=True)
+    path = folder / f"list.{kind}"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    through(lambda: read_job_list(path) if kind == "jsonl" else benchmark_jobs(folder / "480p", path))
 
 
 def test_jobs_that_no_output_answers_are_named(outputs, tmp_path, capsys):

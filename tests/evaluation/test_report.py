@@ -131,7 +131,7 @@ def test_page_plays_in_step_draws_tracks_and_sorts(browser, report):
     browser.wait_for("document.getElementById('prompt').innerText === 'a lost star'")
     assert "unreadable" in browser.evaluate("document.getElementById('screens').innerText")
     assert state(browser)["errors"] == "0"
-    assert len(browser.screenshot()) > 20_000
+    assert len(browser.page.screenshot()) > 20_000
 
 
 def test_what_users_typed_stays_text_and_nothing_is_fetched(browser, report):

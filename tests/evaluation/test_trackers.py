@@ -116,7 +116,11 @@ def test_any_frame_size(size):
 
 
 class Predictor(torch.nn.Module):
-    """Stands in for cotracker.predictor.CoTrackerPredictor: points drift right, the last frame is hidden."""
+    """A tracker with CoTrackerPredictor's interface, which finds the colour that each point has in its own frame.
+
+    It reads what it is given as the published one does: video (1 T 3 H W) in 0..255, queries (1 N 3) of (frame, x, y);
+    gives tracks (1 T N 2) of (x, y) and visibilities (1 T N), false where the colour is nowhere.
+    """
 
     def __init__(self, checkpoint, offline, window_len):
         super().__init__()
@@ -124,15 +128,23 @@ class Predictor(torch.nn.Module):
         self.model = torch.nn.Linear(1, 1, bias=False)
 
     def forward(self, video, queries=None, grid_size=0):
-        batch, frames, _, _, width = video.shape
-        assert video.max() > 1
+        (frames, _, height, width), [pixels] = video[0].shape, video
         if queries is None:
-            queries = torch.full((1, grid_size**2, 3), width / 2)
-        path = queries[:, None, :, 1:].repeat(1, frames, 1, 1)  # 1 T N 2
-        path[..., 0] += self.model.weight.item() * torch.arange(frames)[:, None]
-        visible = torch.ones(batch, frames, queries.shape[1])
-        visible[:, -1] = 0
-        return path, visible
+            x, y = torch.meshgrid(torch.arange(grid_size), torch.arange(grid_size), indexing="xy")
+            x, y = ((p.flatten() * (side - 1)) // (grid_size - 1) for p, side in ((x, width), (y, height)))
+            queries = torch.stack([torch.zeros_like(x), x, y], dim=-1)[None].float()
+        tracks = queries[:, None, :, 1:].repeat(1, frames, 1, 1)
+        visible = torch.zeros(1, frames, queries.shape[1], dtype=torch.bool)
+        for n, (t, x, y) in enumerate(queries[0].int().tolist()):
+            colour = pixels[t, :, y, x] * self.model.weight.item() / 2  # the published weights of this one are 2
+            for k in range(frames):
+                rows, columns = torch.nonzero(
+                    (pixels[k].round() == colour.round()[:, None, None]).all(0), as_tuple=True
+                )
+                if len(rows) == 1:
+                    tracks[0, k, n] = torch.stack([columns[0], rows[0]]).float()
+                    visible[0, k, n] = True
+        return tracks, visible
 
 
 @pytest.fixture
@@ -149,11 +161,19 @@ def test_cotracker_speaks_the_same_interface(tmp_path, wrapped):
     state = {"weight": torch.tensor([[2.0]])}
     torch.save({"model": state} if wrapped else state, tmp_path / "scaled_offline.pth")
     tracker = build_tracker("cotracker", grid=3, checkpoint=tmp_path / "scaled_offline.pth", device="cpu")
-    frames = np.full((5, 16, 24, 3), 200, np.uint8)
-    tracks, visibility = tracker(frames, np.array([[1, 2], [3, 4]]))
-    assert tracks[1].tolist() == [[3 + 2 * k, 4] for k in range(5)]
-    assert visibility.tolist() == [[True] * 4 + [False]] * 2
-    assert tracker(frames).tracks.shape == (9, 5, 2)
+    frames = np.full((5, 16, 24, 3), 100, np.uint8)
+    right, up = [(1 + 4 * k, 2) for k in range(5)], [(3, 12 - 2 * k) for k in range(4)]
+    for k, (x, y) in enumerate(right):
+        frames[k, y, x] = (200, 201, 202)
+    for k, (x, y) in enumerate(up):  # gone in the last frame
+        frames[k, y, x] = (201, 200, 202)
+    tracks, visibility = tracker(frames, np.array([[1, 2], [3, 12]]))
+    assert tracks[0].tolist() == [list(point) for point in right]
+    assert tracks[1, :4].tolist() == [list(point) for point in up]
+    assert visibility.tolist() == [[True] * 5, [True] * 4 + [False]]
+    grid = tracker(frames)
+    assert grid.tracks.shape == (9, 5, 2)
+    assert grid.tracks[:, 0].tolist() == [[x, y] for y in (0, 7, 15) for x in (0, 11, 23)]
 
 
 @pytest.mark.usefixtures("cotracker")

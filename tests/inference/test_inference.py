@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XFormersAttnProcessor
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -22,6 +23,7 @@ from animatediff.inference import cli, engine
 from animatediff.pipelines.efficientmt import pipeline as efficientmt
 from animatediff.pipelines.efficientmt.loading import EfficientMTFiles as Files
 from animatediff.project import PROJECT, locate
+from tests.pipelines.small import extract, sample, small_pipeline
 
 Command = Callable[..., int]  # the fixture `command`: inference.main with a small configuration
 
@@ -227,14 +229,46 @@ def test_xformers_without_an_operator_falls_back_with_one_line(command: Command,
     assert lines == ["attention: xformers has no operator for cpu here; using scaled_dot_product_attention"]
 
 
-def test_xformers_that_fails_on_this_device_falls_back(monkeypatch, capsys):
-    class Pipeline:
-        def enable_xformers_memory_efficient_attention(self):
-            raise NotImplementedError("No operator found for `memory_efficient_attention_forward`")
+def test_xformers_that_fails_on_this_device_falls_back(monkeypatch):
+    """No operator for the third attention that is asked: the line, and the pipeline samples as before, everywhere."""
+    pipe, asked = small_pipeline(), []
+    reference = extract(pipe)
+    want = sample(pipe, reference)
 
+    def operator(attention: Attention, valid: bool, _op: object = None) -> None:
+        asked.append(valid)
+        if len(asked) == 3:
+            raise NotImplementedError("No operator found for `memory_efficient_attention_forward`")
+        attention.set_processor(XFormersAttnProcessor() if valid else AttnProcessor2_0())
+
+    monkeypatch.setattr(Attention, "set_use_memory_efficient_attention_xformers", operator)
     monkeypatch.setattr(engine, "is_xformers_available", lambda: True)
-    [line] = engine.use_xformers(Pipeline(), torch.device("cuda"))
-    assert "No operator found" in line
+    [line] = engine.use_xformers(pipe, torch.device("cuda"))
+    assert line.startswith("attention: No operator found for")
+    assert line.endswith("using scaled_dot_product_attention")
+    processors = [m.processor for net in (pipe.unet, pipe.vae) for m in net.modules() if isinstance(m, Attention)]
+    assert processors
+    assert not any(isinstance(processor, XFormersAttnProcessor) for processor in processors)
+    assert torch.equal(sample(pipe, reference), want)
+
+
+def lora(path: Path, *layers: str) -> str:
+    """A LoRA for layers of 32 channels, whether the backbone has them or not."""
+    save_file({f"unet.{layer}.lora_{part}.weight": torch.ones(32, 32) for layer in layers for part in "AB"}, path)
+    return str(path)
+
+
+LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def test_a_lora_that_fits_in_part_is_told_with_the_video(command: Command, tmp_path: Path, capsys):
+    half = lora(tmp_path / "half.safetensors", LAYER, "up_blocks.9.to_q")
+    whole = lora(tmp_path / "whole.safetensors", LAYER)
+    assert command(f"lora_paths=[{half},{whole}]", "lora_scale=[0.1,0.2]") == 0
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "LoRA" in line]
+    told = f"{half}: 1 of 2 layers of this LoRA fitted and are used; this model has no unet.up_blocks.9.to_q"
+    assert told in line
+    assert told in json.loads(Path("outputs/clip/a-red-star-42.json").read_text())["warnings"]
 
 
 # What it refuses
@@ -275,6 +309,13 @@ BAD_VALUES = [
 @pytest.mark.parametrize(("override", "message"), BAD_VALUES)
 def test_bad_values(command: Command, override: str, message: str):
     refused(command, message, *override.split())
+
+
+def test_loras_that_do_not_fit(command: Command, tmp_path: Path):
+    path = lora(tmp_path / "other.safetensors", "transformer_blocks.0.attn1.to_q")
+    refused(command, f"{path} looks like a LoRA, made for another model: 0 of 1 layers fit", f"lora_paths=[{path}]")
+    message = "lora_scale has 3 numbers for 1 LoRAs; give one, or one for each"
+    refused(command, message, f"lora_paths=[{path}]", "lora_scale=[1,2,3]")
 
 
 def test_bad_flags(command: Command):

@@ -1,7 +1,10 @@
 """scripts/make_miniature.py: stages that resume, and a base model that the common loader takes."""
 
 import importlib.util
+import os
 import shutil
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from animatediff.miniature.text import build_text_encoder, build_tokenizer, enco
 from animatediff.miniature.world import Clip, sample_content, sample_motion
 from animatediff.pipelines.backbones.sd15 import load_components
 from animatediff.pipelines.efficientmt.loading import EfficientMTFiles as Files
+from tests.miniature.shares import learn
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "make_miniature.py"
 
@@ -188,6 +192,30 @@ def test_an_interrupted_stage_ends_with_the_weights_of_an_unbroken_one(tmp_path)
         run(tmp_path / "b.pt", 9, until=5)
     resumed = run(tmp_path / "b.pt", 9)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_two_processes_learn_from_both_shares(tmp_path, repository):
+    """Gradients are averaged: both end with the weights of one process that sees both shares, up to rounding."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "tests.miniature.shares", str(tmp_path / "both")]
+    runs = [
+        subprocess.Popen(
+            command,
+            cwd=repository,
+            env=os.environ | common | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in ("0", "1")
+    ]
+    assert [run.wait(timeout=240) for run in runs] == [0, 0]
+    first, second = (torch.load(tmp_path / f"both.{rank}.pt", weights_only=True) for rank in (0, 1))
+    alone, one_share = learn(tmp_path / "alone", [0, 1]), learn(tmp_path / "one", [0])
+    for name in alone:
+        assert torch.equal(first[name], second[name])
+        assert torch.allclose(first[name], alone[name], atol=1e-6)
+        assert not torch.allclose(one_share[name], alone[name], atol=1e-2)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path):

@@ -7,6 +7,7 @@ from einops import rearrange
 from animatediff.errors import UserError
 from animatediff.models import Adapter, EfficientMT, VideoUNet, build_unet
 from animatediff.models.adapter import integrated, site_paths
+from animatediff.models.integration import IntegratedBlock
 from animatediff.models.motion_module import MotionModule
 from animatediff.models.scaler import Scaler
 
@@ -133,12 +134,33 @@ def test_the_backbone_comes_back_when_sampling_fails(unet):
     assert dict(unet.named_modules()) == modules
 
 
-def test_closed_scale_map_and_backbone_projections_give_nearly_the_backbone(unet):
-    """a = 0: the reference's keys and values are K(p) and V(p), whatever the reference shows."""
-    model, (latents, text) = trained(unet, bias=-100.0), inputs()
-    first = model(latents, 601, text, model.extract(latents, 400, text))
-    second = model(latents, 601, text, model.extract(torch.randn_like(latents), 400, text))
-    assert torch.equal(first, second)
+def test_a_closed_scale_map_and_the_backbones_projections_give_the_backbone(unet):
+    """a = 0 leaves of the reference its positions: attention over [y + p, p], computed here by the backbone's block."""
+    model, (latents, text) = EfficientMT(unet, adapter=Adapter.for_unet(unet, scaler_bias=-100.0)), inputs()
+    reference = model.extract(latents, 400, text)
+    path, site = next(model.adapter.named_sites())
+    features, block = reference.sites[path], unet.get_submodule(path)
+    tokens = torch.randn_like(features.features[0])  # (b h w) f c
+    with torch.no_grad():
+        x = tokens
+        for norm, attention in ((block.norm1, block.attn1), (block.norm2, block.attn2)):
+            y, p = block.pos_embed(norm(x)), block.pos_embed(torch.zeros_like(x))
+            x = x + attention(y, torch.cat([y, p], dim=1))
+        want = x + block.ff(block.norm3(x))
+        got = IntegratedBlock(block, site, features)(tokens)
+    assert torch.allclose(got, want, atol=1e-5)
+    assert (want - block(tokens)).norm() > 1e-3 * want.norm(), "silent frames do take attention"
+
+
+def test_a_closed_scale_map_leaves_nothing_of_what_the_reference_shows(unet):
+    """As against the backbone: with an open map the two references differ by more than the tolerance."""
+    latents, text = inputs()
+    shown = [latents, torch.randn_like(latents)]
+    for bias, same in ((-100.0, True), (5.0, False)):
+        model = trained(unet, bias=bias)
+        first, second = (model(latents, 601, text, model.extract(clip, 400, text)) for clip in shown)
+        assert torch.allclose(first, second, atol=1e-5) == same
+        assert not torch.allclose(first, plain(unet, latents, text), atol=1e-4), "trained projections act either way"
 
 
 def test_computed_once_equals_computed_every_step(unet):
@@ -220,3 +242,35 @@ def test_frames_are_normalised_one_by_one():
         assert torch.equal(module(frames, num_frames=4)[:3], module(louder, num_frames=4)[:3])
         stock = super(MotionModule, module).forward
         assert not torch.allclose(stock(frames, num_frames=4)[:3], stock(louder, num_frames=4)[:3], atol=1e-3)
+
+
+def test_motion_in_the_middle_runs_over_all_frames():
+    """The middle block passes the number of frames by position, the others by name: both are one call."""
+    torch.manual_seed(0)
+    unet = build_unet(SMALL, motion_in_middle=True).eval()
+    assert site_paths(unet, "midup")[0] == "mid_block.motion_modules.0.transformer_blocks.0"
+    module, seen = unet.mid_block.motion_modules[0], []
+    module.register_forward_hook(lambda _module, inputs, out: seen.append((inputs[0], out)))
+    latents, text = inputs()
+    plain(unet, latents, text)
+    ((hidden, got),) = seen
+    with torch.no_grad():
+        assert torch.equal(got, module(hidden, num_frames=4))
+        assert not torch.allclose(got, module(hidden, num_frames=1), atol=1e-4)
+    assert not hasattr(build_unet(SMALL).mid_block, "motion_modules")
+
+
+@pytest.mark.parametrize("middle", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(middle):
+    torch.manual_seed(0)
+    unet = build_unet(SMALL, motion_in_middle=middle).eval().requires_grad_(False)
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        latents, text = inputs(frames=2)
+        latents.requires_grad_()
+        unet(latents, 601, text.repeat_interleave(2, dim=0)).sample.square().mean().backward()
+        gradients.append(latents.grad)
+    assert gradients[0].abs().sum() > 0
+    assert torch.allclose(*gradients, atol=1e-7)

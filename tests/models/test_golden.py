@@ -14,10 +14,10 @@ from animatediff.models.checkpoints import (
     load_original_unet,
     original_adapter_state,
     original_unet_state,
-    our_name,
 )
 from animatediff.models.integration import IntegratedBlock, Site, SiteFeatures
 from animatediff.models.scaler import Scaler
+from animatediff.models.key_names import diffusers_name
 from animatediff.models.hooks import capture
 from tests.goldens import TINY, fill, golden, golden_names, relative_error
 
@@ -121,7 +121,7 @@ def _original(key):
     for ours, theirs in (("attn1.", "attention_blocks.0."), ("attn2.", "attention_blocks.1."), ("norm1.", "norms.0."),
                          ("norm2.", "norms.1."), ("norm3.", "ff_norm.")):  # fmt: skip
         if key.startswith(ours):
-            assert our_name(whole.replace(key, theirs + key.removeprefix(ours))).endswith(key)
+            assert diffusers_name(whole.replace(key, theirs + key.removeprefix(ours))).endswith(key)
             return theirs + key.removeprefix(ours)
     return key
 
@@ -147,7 +147,7 @@ def test_write_pass(backbone):
     assert len(names) == 24
     for name in names:
         module, _, index = name.removeprefix("unet.bank.").partition("@")[0].rpartition(".")
-        r = reference.sites[our_name(f"{module}.")[:-1]].features[int(index)]
+        r = reference.sites[diffusers_name(f"{module}.")[:-1]].features[int(index)]
         assert relative_error(r.transpose(0, 1), name) < EXACT  # (h w) f c -> f (h w) c
 
 

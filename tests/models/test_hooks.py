@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from animatediff.models.hooks import capture, gradient_until, guided_below, inject, stop_after
+from animatediff.models.hooks import capture, gradient_until, guidance_interval, inject, injected_paths, stop_after
 
 
 def network():
@@ -115,14 +115,48 @@ class Doubler(nn.Module):
         return SimpleNamespace(sample=sample + encoder_hidden_states + added["images"][0], seen=len(sample))
 
 
-@pytest.mark.parametrize(("timestep", "seen"), [(499, 4), (500, 2), (501, 2)])
-def test_above_the_limit_the_half_with_the_text_stands_for_both(timestep, seen):
+@pytest.mark.parametrize(("timestep", "seen"), [(299, 2), (300, 4), (499, 4), (500, 2), (501, 2)])
+def test_outside_the_guidance_interval_the_half_with_the_text_stands_for_both(timestep, seen):
     net, x, text = Doubler(), torch.randn(4, 3), torch.randn(4, 3)
     images = {"images": [torch.randn(4, 3)]}
     want = net(x, torch.tensor(timestep), encoder_hidden_states=text, added=images).sample
-    with guided_below(net, 500):
+    with guidance_interval(net, 300, 500):
         got = net(x, torch.tensor(timestep), encoder_hidden_states=text, added=images)
     assert got.seen == seen
     assert torch.equal(got.sample, want if seen == 4 else torch.cat([want[2:]] * 2))
     assert not net._forward_hooks
     assert not net._forward_pre_hooks
+
+
+def test_inject_refuses_a_path_that_is_replaced_already():
+    """A second run on one network, in another thread or around the first, finds out, and the first goes on."""
+    net = network()
+    first, stand_in = net[0], nn.Identity()
+    with inject(net, {"0": stand_in}):
+        assert injected_paths(net) == {"0"}
+        with pytest.raises(RuntimeError, match="^0 is already replaced"), inject(net, {"2": nn.Identity(), "0": first}):
+            pass
+        assert net[0] is stand_in
+        assert isinstance(net[2], nn.Linear)
+        with inject(net, {"2": nn.Identity()}):
+            assert injected_paths(net) == {"0", "2"}
+    assert net[0] is first
+    assert not injected_paths(net)
+    assert "_injected" not in net.__dict__
+
+
+def test_inject_restores_after_an_interrupt_at_any_place(monkeypatch):
+    """Ctrl-C between two replacements: both are back."""
+    net = network()
+    before, replace = list(net), net.set_submodule
+
+    def interrupted(path, module):
+        replace(path, module)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(net, "set_submodule", interrupted)
+    with pytest.raises(KeyboardInterrupt), inject(net, {"0": nn.Identity(), "2": nn.Identity()}):
+        pass
+    assert list(net) == before
+    assert not injected_paths(net)

@@ -67,7 +67,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(tiny_base: dict[str, Path], cache: Path, tmp_path: Path) -> Settings:
     """settings(key=value, ...) -> overrides of a run in tmp_path / "run"; `data__root` stands for data.root."""
     base: dict[str, object] = {f"weights.{key}": path for key, path in tiny_base.items()} | {
-        "weights.dreambooth_path": '""',
+        "weights.dreambooth_path": "",
         "output": tmp_path / "run",
         "data.source": "synthetic",
         "data.num_frames": 3,

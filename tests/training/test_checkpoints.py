@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from animatediff.errors import UserError
+from animatediff.files.parts import Writer
 from animatediff.models import Adapter
 from animatediff.training.checkpoints import (
     Progress,
@@ -117,10 +118,11 @@ def test_a_kill_while_writing_leaves_the_last_whole_checkpoint(tmp_path: Path) -
     folder = save_checkpoint(tmp_path, advance(start(), 1), "clips", keep=0)
     dead = os.posix_spawn("/bin/true", ["true"], {})
     os.waitpid(dead, 0)
-    half = folder.with_name(f".part-{dead}-step-00000002")
+    writer = replace(Writer.present(), pid=dead)
+    half = writer.part(folder.with_name("step-00000002"))
     half.mkdir()
     (half / "state.pt").write_bytes(b"half")
-    final = tmp_path / f".part-{dead}-adapter"
+    final = writer.part(tmp_path / "adapter")
     final.mkdir()
     assert find_checkpoint(tmp_path, "latest") == folder
     assert not half.exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import (
@@ -12,7 +12,9 @@ from diffusers import (
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
     CogVideoXTransformer3DModel,
+    SchedulerMixin,
 )
+from diffusers.configuration_utils import ConfigMixin
 from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
 from animatediff.config import nearest
@@ -28,14 +30,79 @@ from animatediff.pipelines.backbones.folders import (
     read_config,
 )
 
-TRANSFORMER = Part("transformer", ("CogVideoXTransformer3DModel",))
-VAE = Part("vae", ("AutoencoderKLCogVideoX",))
-TEXT_ENCODER = Part("text_encoder", ("T5EncoderModel",), TRANSFORMERS_WEIGHTS)
+TRANSFORMER = Part("transformer", CogVideoXTransformer3DModel)
+VAE = Part("vae", AutoencoderKLCogVideoX)
+TEXT_ENCODER = Part("text_encoder", T5EncoderModel, TRANSFORMERS_WEIGHTS)
 PARTS = (TRANSFORMER, VAE, TEXT_ENCODER)
 NAME = "CogVideoX"
 
 Scheduler: TypeAlias = CogVideoXDDIMScheduler | CogVideoXDPMScheduler
-SCHEDULERS: dict[str, type[Scheduler]] = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}
+
+
+class _OnItsTimesteps(SchedulerMixin, ConfigMixin):
+    """A CogVideoX scheduler whose every step lands on the next of its timesteps, whatever their number.
+
+    diffusers' go from t to t - 1000 // N, which is beside the next one unless N divides 1000, and with some N stop
+    short of the clean video. Here a step is diffusers' on the noise levels of the N timesteps alone, of stride 1.
+    """
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """N timesteps, descending; ValueError for more than there are."""
+        super().set_timesteps(num_inference_steps, device)
+        listed = self.timesteps.tolist()
+        self._places = {t: place for place, t in enumerate(reversed(listed))}
+        self._chosen = self._plain.from_config(
+            self.config,
+            num_train_timesteps=len(listed),
+            timestep_spacing="leading",
+            steps_offset=0,
+        )
+        self._chosen.alphas_cumprod = self.alphas_cumprod[listed[::-1]]
+        self._chosen.final_alpha_cumprod = self.final_alpha_cumprod
+        self._chosen.set_timesteps(len(listed))
+
+    def _place(self, timestep: int | torch.Tensor | None) -> int | None:
+        return None if timestep is None else self._places[int(timestep)]
+
+
+class EvenCogVideoXDDIMScheduler(_OnItsTimesteps, CogVideoXDDIMScheduler):
+    """See _OnItsTimesteps."""
+
+    _plain = CogVideoXDDIMScheduler
+
+    def step(self, model_output: torch.Tensor, timestep: int, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """CogVideoXDDIMScheduler's step to the next timestep."""
+        return self._chosen.step(model_output, self._place(timestep), sample, *args, **kwargs)
+
+
+class EvenCogVideoXDPMScheduler(_OnItsTimesteps, CogVideoXDPMScheduler):
+    """See _OnItsTimesteps."""
+
+    _plain = CogVideoXDPMScheduler
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        old_pred_original_sample: torch.Tensor | None,
+        timestep: int,
+        timestep_back: int | None,
+        sample: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """CogVideoXDPMScheduler's step to the next timestep."""
+        return self._chosen.step(
+            model_output,
+            old_pred_original_sample,
+            self._place(timestep),
+            self._place(timestep_back),
+            sample,
+            *args,
+            **kwargs,
+        )
+
+
+SCHEDULERS: dict[str, type[Scheduler]] = {"ddim": EvenCogVideoXDDIMScheduler, "dpm": EvenCogVideoXDPMScheduler}
 
 
 @dataclass

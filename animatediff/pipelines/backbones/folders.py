@@ -15,8 +15,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from animatediff.config import option
 from animatediff.errors import UserError, one_line
-from animatediff.files import read_json
-from animatediff.models.checkpoints import read_state_dict
+from animatediff.files import check_object, keys_of, read_json
+from animatediff.models.weight_files import read_state_dict
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -31,8 +31,8 @@ class VideoTransformerFiles:
     pretrained_model_path: str = option(
         "models/CogVideoX/CogVideoX-5b", "diffusers folder: transformer, vae, text_encoder, tokenizer", once=True
     )
-    lora_paths: list[str] = option([], "LoRA, in diffusers' formats", once=True)
-    lora_scale: float = option(1.0, "of all LoRAs", least=-10, most=10, once=True)
+    lora_paths: list[str] = option([], "LoRA and DoRA: files, or folders that hold one", once=True)
+    lora_scale: list[float] = option([1.0], "of all LoRAs, or one for each", least=-10, most=10, once=True)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Part:
     """One component folder: where, of which class its config must be, and how its weights are called."""
 
     name: str  # the folder, as model_index.json names it
-    classes: tuple[str, ...]  # `_class_name` of its config, or its `architectures`
+    network: type[nn.Module]  # of `_class_name`, or of `architectures`, in its config
     stem: str = DIFFUSERS_WEIGHTS
 
 
@@ -61,9 +61,11 @@ def read_config(folder: Path, part: Part, whose: str) -> dict[str, Any]:
             held += ": a Stable Diffusion model"
         raise UserError(f"{folder} has no {part.name}/config.json, expected a {whose} folder; {held}")
     config = read_json(place / "config.json")
-    found = _class_of(config)
-    if found not in part.classes:
-        raise UserError(f"{place} is a {found}, expected a {part.classes[0]}, as a {whose} folder has it")
+    found, expected = _class_of(config), part.network.__name__
+    if found != expected:
+        raise UserError(f"{place} is a {found}, expected a {expected}, as a {whose} folder has it")
+    if part.name == "transformer":  # the VAEs' annotations are not all right (force_upcast: float)
+        check_object(config, str(place / "config.json"), keys_of(part.network.__init__))
     return config
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import (
     convert_ldm_clip_checkpoint,
@@ -16,21 +14,19 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
 )
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from animatediff.config import option
 from animatediff.errors import UserError, one_line
 from animatediff.files import read_json
-from animatediff.models.checkpoints import (
-    StateDict,
-    describe_contents,
-    load_exactly,
-    load_original_motion_modules,
-    read_state_dict,
-)
-from animatediff.models.unet import VideoUNet, build_unet
+from animatediff.models.checkpoints import load_exactly, load_original_motion_modules
+from animatediff.models.key_names import describe_contents
+from animatediff.models.unet import VideoUNet
+from animatediff.models.weight_files import StateDict, read_state_dict
+from animatediff.pipelines.backbones.lora import lora_scales
+from animatediff.pipelines.backbones.parts import build_parts, check_parts, load_tokenizer
 from animatediff.pipelines.method import Run, WeightFile
-from animatediff.pipelines.video import PREDICTIONS, VideoPipeline
+from animatediff.pipelines.video import PREDICTIONS
 from animatediff.project import located
 
 _SCHEDULER = Path("scheduler", "scheduler_config.json")
@@ -47,8 +43,8 @@ class SD15Files:
     )
     motion_module_path: str = option("models/miniature/Motion_Module/mm.safetensors", "motion modules", once=True)
     dreambooth_path: str = option("", "original Stable Diffusion names: UNet, VAE, text encoder", once=True)
-    lora_paths: list[str] = option([], "LoRA and MotionLoRA, in diffusers' formats", once=True)
-    lora_scale: float = option(1.0, "of all LoRAs", least=-10, most=10, once=True)
+    lora_paths: list[str] = option([], "LoRA, DoRA and MotionLoRA: files, or folders that hold one", once=True)
+    lora_scale: list[float] = option([1.0], "of all LoRAs, or one for each", least=-10, most=10, once=True)
 
 
 @dataclass
@@ -68,11 +64,9 @@ def load_components(files: SD15Files, dtype: torch.dtype = torch.float32) -> Com
     folder = Path(files.pretrained_model_path)
     if not folder.is_dir():
         raise UserError(f"no base model folder at {folder}; see models/README.md for what goes there")
-    unet_config = read_json(folder / "unet" / "config.json")
-    with init_empty_weights():
-        unet = build_unet(unet_config)
-        vae = AutoencoderKL.from_config(read_json(folder / "vae" / "config.json"))
-        text_encoder = CLIPTextModel(CLIPTextConfig(**read_json(folder / "text_encoder" / "config.json")))
+    unet, vae, text_encoder = build_parts(folder)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    check_parts(folder, unet, vae, text_encoder, tokenizer)
     for model in (unet, vae, text_encoder):
         nn.Module.to(model, dtype)  # diffusers' own `to` warns of a loss of precision that none of these has
 
@@ -84,26 +78,16 @@ def load_components(files: SD15Files, dtype: torch.dtype = torch.float32) -> Com
     _load_text_encoder(text_encoder, state, path)
     load_original_motion_modules(unet, read_state_dict(files.motion_module_path), files.motion_module_path)
     if files.dreambooth_path:
-        _load_dreambooth(files.dreambooth_path, unet, unet_config, vae, text_encoder)
+        _load_dreambooth(files.dreambooth_path, unet, vae, text_encoder)
     for model in (unet, vae, text_encoder):
         model.requires_grad_(False).eval()
     prediction_type = _prediction_type(folder / _SCHEDULER)
-    return Components(vae, text_encoder, _load_tokenizer(folder / "tokenizer"), unet, prediction_type)
+    return Components(vae, text_encoder, tokenizer, unet, prediction_type)
 
 
-def load_loras(pipeline: VideoPipeline, files: SD15Files) -> None:
-    """Load `files.lora_paths` (LoRA and MotionLoRA) side by side, at one scale."""
-    files = located(files)
-    names = [f"lora_{i}" for i in range(len(files.lora_paths))]
-    for name, path in zip(names, files.lora_paths, strict=True):
-        if not Path(path).exists():
-            raise UserError(f"no LoRA at {path}")
-        try:
-            pipeline.load_lora_weights(path, adapter_name=name)
-        except Exception as error:  # peft, diffusers and safetensors raise unrelated classes
-            raise UserError(f"{path} is not a LoRA for this model ({one_line(error)[:160]})") from error
-    if names:
-        pipeline.set_adapters(names, [files.lora_scale] * len(names))
+def check_files(files: SD15Files) -> None:
+    """UserError for paths and numbers that do not go together, before anything is loaded."""
+    lora_scales(files.lora_scale, len(files.lora_paths))
 
 
 def unread_text(tokenizer: CLIPTokenizer, run: Run) -> list[str]:
@@ -131,7 +115,9 @@ def weight_files(files: SD15Files) -> list[WeightFile]:
 
 def _prediction_type(path: Path) -> str:
     """What the UNet beside this scheduler's config predicts; noise where the folder does not tell, as SD1.5 does."""
-    found = read_json(path).get("prediction_type", "epsilon") if path.is_file() else "epsilon"
+    found = "epsilon"
+    if path.is_file():
+        found = read_json(path, {"prediction_type": str}).get("prediction_type", found)
     if found not in PREDICTIONS:
         raise UserError(f"{path} has prediction_type '{found}', expected one of {', '.join(PREDICTIONS)}")
     return found
@@ -174,15 +160,13 @@ def _load_text_encoder(text_encoder: CLIPTextModel, state: StateDict, source: st
     load_exactly(text_encoder, named, source, expected="a CLIP text encoder")
 
 
-def _load_dreambooth(
-    path: str, unet: VideoUNet, unet_config: dict[str, Any], vae: AutoencoderKL, text_encoder: CLIPTextModel
-) -> None:
+def _load_dreambooth(path: str, unet: VideoUNet, vae: AutoencoderKL, text_encoder: CLIPTextModel) -> None:
     state = read_state_dict(path)
     if describe_contents(state) != describe_contents(["model.diffusion_model."]):
         raise UserError(
             f"{path} looks like {describe_contents(state)}, expected a checkpoint with original Stable Diffusion names"
         )
-    _load_spatial(unet, convert_ldm_unet_checkpoint(dict(state), unet_config), path)
+    _load_spatial(unet, convert_ldm_unet_checkpoint(dict(state), dict(unet.config)), path)
     vae_state = convert_ldm_vae_checkpoint(dict(state), vae.config)
     vae_state = {k: _as_linear(v) if ".attentions." in k else v for k, v in vae_state.items()}
     load_exactly(vae, vae_state, path, expected="the VAE of a Stable Diffusion checkpoint")
@@ -191,12 +175,3 @@ def _load_dreambooth(
 
 def _as_linear(weight: torch.Tensor) -> torch.Tensor:
     return weight.flatten(1) if weight.ndim == 4 else weight  # a 1x1 convolution in the original
-
-
-def _load_tokenizer(folder: Path) -> CLIPTokenizer:
-    if not folder.is_dir():
-        raise UserError(f"no tokenizer folder at {folder}; see models/README.md for what goes there")
-    try:
-        return CLIPTokenizer.from_pretrained(folder)
-    except Exception as error:  # transformers raises unrelated classes for broken folders
-        raise UserError(f"{folder} is not a CLIP tokenizer ({one_line(error)[:160]})") from error

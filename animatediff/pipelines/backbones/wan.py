@@ -28,9 +28,9 @@ from animatediff.pipelines.backbones.folders import (
     read_config,
 )
 
-TRANSFORMER = Part("transformer", ("WanTransformer3DModel",))
-VAE = Part("vae", ("AutoencoderKLWan",))
-TEXT_ENCODER = Part("text_encoder", ("UMT5EncoderModel",), TRANSFORMERS_WEIGHTS)
+TRANSFORMER = Part("transformer", WanTransformer3DModel)
+VAE = Part("vae", AutoencoderKLWan)
+TEXT_ENCODER = Part("text_encoder", UMT5EncoderModel, TRANSFORMERS_WEIGHTS)
 PARTS = (TRANSFORMER, VAE, TEXT_ENCODER)
 NAME = "Wan"
 

@@ -14,7 +14,7 @@ from animatediff.errors import UserError, one_line
 from animatediff.files import read_json
 from animatediff.pipelines.backbones import cogvideox, wan
 from animatediff.pipelines.backbones.folders import VideoTransformerFiles, expected_files
-from animatediff.pipelines.backbones.sd15 import load_loras
+from animatediff.pipelines.backbones.lora import load_loras, lora_scales
 from animatediff.pipelines.ditflow.pipeline import (
     NEGATIVE_PROMPT,
     DiTFlowPipeline,
@@ -203,7 +203,7 @@ class DiTFlowMethod:
         return {STATIC: True} if reference is not None and reference.is_static else {}
 
     def notes(self, pipe: Pipeline, run: Run, reference: MotionReference) -> list[str]:
-        lines = _unread_text(pipe, run)
+        lines = [*pipe.lora_warnings, *_unread_text(pipe, run)]
         if reference.is_static:
             lines.append(
                 "nothing moves in the reference, so its motion guides nothing (loss 0); ditflow.moving_only=false "
@@ -224,6 +224,7 @@ def load_ditflow(
 ) -> Pipeline:
     """DiTFlow from a diffusers folder of CogVideoX or Wan, on `device` in `dtype` (Wan's VAE in float32)."""
     files, settings = located(files or VideoTransformerFiles()), settings or DiTFlowSettings()
+    lora_scales(files.lora_scale, len(files.lora_paths))  # refused before the long loading
     kind = _kind(files, settings)
     if dtype == torch.float16 and kind in ("cogvideox_5b", "wan"):
         raise UserError(f"dtype is fp16, in which {kind} gives NaN; use dtype=bf16")
@@ -236,7 +237,7 @@ def load_ditflow(
         pipeline = DiTFlowPipeline(**vars(cogvideox.load_cogvideox(files.pretrained_model_path, dtype=dtype)))
     if settings.vae_tiling:
         pipeline.vae.enable_tiling()
-    load_loras(pipeline, files)  # type: ignore[arg-type]
+    pipeline.lora_warnings = load_loras(pipeline, files.lora_paths, files.lora_scale)
     return pipeline.to(device)
 
 

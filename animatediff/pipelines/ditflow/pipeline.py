@@ -15,7 +15,6 @@ from diffusers import (
     AutoencoderKLWan,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
-    DiffusionPipeline,
     WanPipeline,
     WanTransformer3DModel,
 )
@@ -29,6 +28,7 @@ from animatediff.errors import UserError
 from animatediff.pipelines.ditflow.dialects import dialect_of
 from animatediff.pipelines.ditflow.optimization import Motion, Variable, extract_motion
 from animatediff.pipelines.ditflow.sampling import sample
+from animatediff.pipelines.video import OneAtATime
 
 # The published run's.
 NEGATIVE_PROMPT = "bad quality, distortions, unrealistic, distorted image, watermark, signature"
@@ -66,7 +66,7 @@ class DiTFlowOutput(BaseOutput):
     positions: dict[int, torch.Tensor]
 
 
-class _Transfer(DiffusionPipeline):
+class _Transfer(OneAtATime):
     """What DiTFlow's pipelines share, beside one of diffusers: `extract` and a call."""
 
     text_tokens: int
@@ -74,18 +74,6 @@ class _Transfer(DiffusionPipeline):
     def _set_up(self) -> None:
         dialect_of(self.transformer)  # refuses networks that DiTFlow does not run on
         self._lock = threading.RLock()
-
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """One request at a time, in whatever threads they come.
-
-        Modules that offloading has moved are back in their place when the block ends, also by an exception.
-        """
-        with self._lock:
-            try:
-                yield
-            finally:
-                self.maybe_free_model_hooks()
 
     @property
     def size_multiple(self) -> int:

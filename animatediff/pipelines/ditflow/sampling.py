@@ -217,7 +217,9 @@ def _guided_prediction(
     injected: Injected,
     batched: bool,
 ) -> torch.Tensor:
-    """Classifier-free guidance in float32: v_u + scale (v_c - v_u)."""
+    """Classifier-free guidance in float32: v_u + scale (v_c - v_u); at scale 1 v_c, by one pass."""
+    if scale == 1:
+        return predict(transformer, latents, timestep, text[1:], positions, injected).float()
     if batched:
         both = predict(transformer, latents.expand(2, *latents.shape[1:]), timestep, text, positions, injected)
         negative, positive = both.float().chunk(2)

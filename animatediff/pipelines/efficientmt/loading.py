@@ -6,25 +6,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 
 from animatediff.config import option
 from animatediff.errors import UserError
-from animatediff.files import read_json
+from animatediff.files import check_object, read_json
 from animatediff.models.adapter import Adapter, EfficientMT, site_paths
-from animatediff.models.checkpoints import (
-    StateDict,
-    adapter_sites,
-    describe_contents,
-    load_exactly,
-    load_original_adapter,
-    read_state_dict,
-)
+from animatediff.models.checkpoints import adapter_sites, load_exactly, load_original_adapter
+from animatediff.models.key_names import describe_contents
 from animatediff.models.unet import VideoUNet
+from animatediff.models.weight_files import StateDict, read_state_dict
+from animatediff.pipelines.backbones.lora import load_loras
+from animatediff.pipelines.backbones.parts import built
 from animatediff.pipelines.backbones.schedulers import build_scheduler
-from animatediff.pipelines.backbones.sd15 import DIFFUSERS, SD15Files, load_components, load_loras, read_component
+from animatediff.pipelines.backbones.sd15 import DIFFUSERS, SD15Files, load_components, read_component
 from animatediff.pipelines.efficientmt.pipeline import EfficientMTPipeline
 from animatediff.project import located
+
+_ADAPTER_KEYS = {
+    "site_channels": dict[str, int],
+    "use_scaler": bool,
+    "scaler_bias": float,
+    "override_shapes": dict[str, list[int]] | None,
+    "trained_steps": int | None,
+}
 
 
 @dataclass
@@ -51,7 +57,7 @@ def load_pipeline(
     adapter = load_adapter(base.unet, files.ckpt_path)
     sampler = build_scheduler(scheduler, base.prediction_type)
     pipeline = EfficientMTPipeline(base.vae, base.text_encoder, base.tokenizer, base.unet, adapter, sampler)
-    load_loras(pipeline, files)
+    pipeline.lora_warnings = load_loras(pipeline, files.lora_paths, files.lora_scale)
     return pipeline.to(device)
 
 
@@ -90,14 +96,15 @@ def published_sites(state: StateDict, source: str | Path) -> dict[str, int]:
 
 def load_saved_adapter(folder: Path) -> Adapter:
     """The adapter in a folder written by `save_pretrained`, in the dtype of its file. No backbone is needed."""
-    config = read_json(folder / "config.json")
-    options = {k: v for k, v in config.items() if not k.startswith("_")}
+    path = folder / "config.json"
+    options = {key: value for key, value in read_json(path).items() if not key.startswith("_")}
     if "site_channels" not in options:
-        raise UserError(
-            f"{folder / 'config.json'} has no 'site_channels', expected the config of an EfficientMT adapter"
-        )
+        raise UserError(f"{path} has no 'site_channels', expected the config of an EfficientMT adapter")
+    check_object(options, str(path), _ADAPTER_KEYS, others=False)
     source, state = read_component(folder, *DIFFUSERS)
-    adapter = nn.Module.to(Adapter(**options), next(iter(state.values())).dtype)
+    with init_empty_weights():
+        adapter = built(path, "adapter", lambda: Adapter(**options))
+    nn.Module.to(adapter, next(iter(state.values())).dtype)
     load_exactly(adapter, state, source, expected="the adapter that its config.json describes")
     return adapter
 

@@ -15,7 +15,14 @@ from animatediff.errors import UserError
 from animatediff.models.adapter import Reference
 from animatediff.models.unet import MAX_FRAMES
 from animatediff.pipelines.backbones.schedulers import build_scheduler
-from animatediff.pipelines.backbones.sd15 import DIFFUSERS, unread_text, weight_files, weights_in
+from animatediff.pipelines.backbones.sd15 import (
+    DIFFUSERS,
+    SD15Files,
+    check_files,
+    unread_text,
+    weight_files,
+    weights_in,
+)
 from animatediff.pipelines.efficientmt.loading import EfficientMTFiles, load_pipeline
 from animatediff.pipelines.efficientmt.pipeline import EfficientMTPipeline
 from animatediff.pipelines.method import UNTRAINED, Input, OnStep, Run, WeightFile
@@ -49,6 +56,7 @@ class EfficientMTMethod:
     objective = "animatediff.pipelines.efficientmt.objective:Objective"
 
     def check(self, run: Run, settings: EfficientMTSettings) -> None:
+        check_files(run.part(SD15Files))
         interval = settings.guidance_interval
         if len(interval) != 2 or interval[0] >= interval[1]:
             raise UserError(
@@ -118,7 +126,7 @@ class EfficientMTMethod:
         return {}
 
     def notes(self, pipe: EfficientMTPipeline, run: Run, reference: Any) -> list[str]:
-        return unread_text(pipe.tokenizer, run)
+        return [*pipe.lora_warnings, *unread_text(pipe.tokenizer, run)]
 
 
 METHOD = EfficientMTMethod()

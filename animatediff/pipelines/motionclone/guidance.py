@@ -17,8 +17,8 @@ from einops import rearrange
 from torch import nn
 
 from animatediff.errors import UserError
-from animatediff.models.checkpoints import original_name, our_name
 from animatediff.models.hooks import capture, gradient_until, stop_after
+from animatediff.models.key_names import diffusers_name, original_name
 
 Motion = dict[str, tuple[torch.Tensor, torch.Tensor]]
 GUIDED_BLOCKS = ("up_blocks.1",)
@@ -156,9 +156,9 @@ def _all_temporal_attentions(unet: UNetMotionModel) -> dict[str, Attention]:
 def _attentions_of(unet: UNetMotionModel, motion: Motion) -> dict[str, Attention]:
     """The attentions that `motion` speaks of, in the order in which they run."""
     everywhere = _all_temporal_attentions(unet)
-    strangers = [name for name in motion if name not in everywhere]
-    if strangers or not motion:
-        what = f"has {strangers[0]}, which this backbone lacks" if strangers else "is empty"
+    unknown = [name for name in motion if name not in everywhere]
+    if unknown or not motion:
+        what = f"has {unknown[0]}, which this backbone lacks" if unknown else "is empty"
         raise UserError(f"the reference's motion {what}; extract it with this backbone")
     return {name: attention for name, attention in everywhere.items() if name in motion}
 
@@ -197,4 +197,4 @@ def _projections(attentions: Mapping[str, Attention]) -> dict[str, nn.Module]:
 
 def _last_motion_module(unet: UNetMotionModel, attentions: Mapping[str, Attention]) -> nn.Module:
     """The motion module that holds the last of `attentions`."""
-    return unet.get_submodule(our_name(list(attentions)[-1]).partition(".transformer_blocks")[0])
+    return unet.get_submodule(diffusers_name(list(attentions)[-1]).partition(".transformer_blocks")[0])

@@ -12,11 +12,12 @@ import torch
 
 from animatediff.config import option
 from animatediff.errors import UserError
-from animatediff.models.checkpoints import read_state_dict
 from animatediff.models.sparsectrl import check_image_index, load_original_sparsectrl, merge_domain_adapter
 from animatediff.models.unet import MAX_FRAMES
+from animatediff.models.weight_files import read_state_dict
+from animatediff.pipelines.backbones.lora import load_loras
 from animatediff.pipelines.backbones.schedulers import build_scheduler
-from animatediff.pipelines.backbones.sd15 import SD15Files, load_components, load_loras, unread_text, weight_files
+from animatediff.pipelines.backbones.sd15 import SD15Files, check_files, load_components, unread_text, weight_files
 from animatediff.pipelines.method import Input, OnStep, Run, WeightFile
 from animatediff.pipelines.motionclone.pipeline import MotionClonePipeline, MotionCloneSettings, MotionReference
 from animatediff.pipelines.motionclone.sampling import check_steps
@@ -55,6 +56,7 @@ class MotionCloneMethod:
     objective = None
 
     def check(self, run: Run, settings: MotionCloneSettings) -> None:
+        check_files(run.part(SD15Files))
         if not run.use_reference:
             raise UserError("use_reference is false, which MotionClone has no use for; choose another method")
         names = ("motionclone.guidance_steps", "motionclone.guidance_range")
@@ -131,7 +133,7 @@ class MotionCloneMethod:
         return {}
 
     def notes(self, pipe: MotionClonePipeline, run: Run, reference: Any) -> list[str]:
-        return unread_text(pipe.tokenizer, run)
+        return [*pipe.lora_warnings, *unread_text(pipe.tokenizer, run)]
 
 
 def load_motionclone(
@@ -153,7 +155,7 @@ def load_motionclone(
         controlnet = load_original_sparsectrl(base.unet, state, files.sparsectrl_path)
     parts = (base.vae, base.text_encoder, base.tokenizer, base.unet)
     pipeline = MotionClonePipeline(*parts, build_scheduler("ddim", base.prediction_type), controlnet, settings)
-    load_loras(pipeline, files)
+    pipeline.lora_warnings = load_loras(pipeline, files.lora_paths, files.lora_scale)
     return pipeline.to(device)
 
 

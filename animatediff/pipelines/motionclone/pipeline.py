@@ -119,22 +119,22 @@ class MotionClonePipeline(VideoPipeline):
         stand at, here and in every call on this reference, and the weight of their residuals. settings: the
         pipeline's own, unless others are given.
         """
-        settings = settings or self.settings
-        latents, noise = self._clean_and_noise(video, generator, latents, noise)
-        check_frames(latents.shape[2])
-        text, _ = self.encode_prompt(prompt, self._execution_device, 1, do_classifier_free_guidance=False)
-        motion = extract_motion(
-            self.unet,
-            add_noise(latents, noise, timestep),
-            timestep,
-            text,
-            settings.motion_guidance_blocks,
-            settings.k,
-            self._reference_control(video, latents, image_index, controlnet_scale),
-        )
-        self.maybe_free_model_hooks()
-        places = tuple(image_index) if self.controlnet else ()
-        return MotionReference(motion, latents.shape[2], tuple(latents.shape[3:]), places, controlnet_scale)
+        with self.exclusive():
+            settings = settings or self.settings
+            latents, noise = self._clean_and_noise(video, generator, latents, noise)
+            check_frames(latents.shape[2])
+            text, _ = self.encode_prompt(prompt, self._execution_device, 1, do_classifier_free_guidance=False)
+            motion = extract_motion(
+                self.unet,
+                add_noise(latents, noise, timestep),
+                timestep,
+                text,
+                settings.motion_guidance_blocks,
+                settings.k,
+                self._reference_control(video, latents, image_index, controlnet_scale),
+            )
+            places = tuple(image_index) if self.controlnet else ()
+            return MotionReference(motion, latents.shape[2], tuple(latents.shape[3:]), places, controlnet_scale)
 
     @torch.no_grad()
     def __call__(
@@ -162,42 +162,54 @@ class MotionClonePipeline(VideoPipeline):
         ("pil", "np", "pt", "latent") are AnimateDiffPipeline's. UserError at the step where NaN arises.
         settings: the pipeline's own, unless others are given.
         """
-        settings, device = settings or self.settings, self._execution_device
-        timesteps = uneven_timesteps(num_inference_steps, settings.guidance_steps, settings.guidance_range)
-        control = self._condition(condition_images, reference)
-        positive, negative = self.encode_prompt(
-            prompt, device, 1, do_classifier_free_guidance=True, negative_prompt=negative_prompt
-        )
-        if latents is None:
-            shape = (len(positive), 4, reference.num_frames, *reference.latent_size)
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        motion = {name: (values.to(device), at.to(device)) for name, (values, at) in reference.motion.items()}
-        results = []
-        for texts, start in zip(torch.stack([negative, positive], dim=1), latents.to(device).split(1), strict=True):
-            with self.progress_bar(total=num_inference_steps) as bar:
-                result = sample(
-                    self.unet,
-                    start,
-                    texts,
-                    motion,
-                    num_inference_steps=num_inference_steps,
-                    guidance_steps=settings.guidance_steps,
-                    guidance_scale=settings.guidance_range,
-                    cfg_scale=guidance_scale - 1,
-                    weight=settings.motion_guidance_weight,
-                    warm_up=settings.warm_up_steps,
-                    cool_down=settings.cool_down_steps,
-                    control=control,
-                    callback=self._step_callback(callback_on_step_end, timesteps, bar),
-                    prediction_type=self.scheduler.config.prediction_type,
-                )
-            results.append(result)
-        videos = torch.cat(results)
-        if output_type != "latent":
-            decoded = self.decode_latents(videos.to(self.vae.dtype), decode_chunk_size)
-            videos = self.video_processor.postprocess_video(video=decoded, output_type=output_type)
-        self.maybe_free_model_hooks()
-        return AnimateDiffPipelineOutput(frames=videos) if return_dict else (videos,)
+        with self.exclusive():
+            settings, device = settings or self.settings, self._execution_device
+            timesteps = uneven_timesteps(num_inference_steps, settings.guidance_steps, settings.guidance_range)
+            control = self._condition(condition_images, reference)
+            positive, negative = self.encode_prompt(
+                prompt, device, 1, do_classifier_free_guidance=True, negative_prompt=negative_prompt
+            )
+            if latents is None:
+                shape = (len(positive), 4, reference.num_frames, *reference.latent_size)
+                latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+            motion = {name: (values.to(device), at.to(device)) for name, (values, at) in reference.motion.items()}
+            results = []
+            for texts, start in zip(torch.stack([negative, positive], dim=1), latents.to(device).split(1), strict=True):
+                with self.progress_bar(total=num_inference_steps) as bar:
+                    result = sample(
+                        self.unet,
+                        start,
+                        texts,
+                        motion,
+                        num_inference_steps=num_inference_steps,
+                        guidance_steps=settings.guidance_steps,
+                        guidance_scale=settings.guidance_range,
+                        cfg_scale=guidance_scale - 1,
+                        weight=settings.motion_guidance_weight,
+                        warm_up=settings.warm_up_steps,
+                        cool_down=settings.cool_down_steps,
+                        control=control,
+                        callback=self._step_callback(callback_on_step_end, timesteps, bar),
+                        prediction_type=self.scheduler.config.prediction_type,
+                    )
+                results.append(result)
+            videos = torch.cat(results)
+            if output_type != "latent":
+                decoded = self.decode_latents(videos.to(self.vae.dtype), decode_chunk_size)
+                videos = self.video_processor.postprocess_video(video=decoded, output_type=output_type)
+            return AnimateDiffPipelineOutput(frames=videos) if return_dict else (videos,)
+
+    def enable_free_noise(self, *_: Any, **__: Any) -> None:
+        """UserError: motion is read from attention over whole clips, which FreeNoise cuts into windows."""
+        raise UserError("MotionClone has no FreeNoise: it reads motion from attention over whole clips")
+
+    def enable_free_noise_split_inference(self, *_: Any, **__: Any) -> None:
+        """UserError, as enable_free_noise."""
+        self.enable_free_noise()
+
+    def enable_free_init(self, *_: Any, **__: Any) -> None:
+        """UserError: the method's own sampling makes one pass."""
+        raise UserError("MotionClone has no FreeInit: its sampling makes one pass over timesteps of its own")
 
     def _clean_and_noise(
         self,

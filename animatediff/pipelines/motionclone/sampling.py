@@ -7,24 +7,22 @@ the result is a function of the arguments.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 import torch
 from diffusers import UNetMotionModel
 
 from animatediff.errors import UserError
+from animatediff.pipelines.backbones.schedulers import build_scheduler
 from animatediff.pipelines.motionclone.guidance import Control, Motion, noise_and_loss, predict_noise
-from animatediff.pipelines.video import BETAS, NUM_TRAIN_TIMESTEPS
+from animatediff.pipelines.video import NUM_TRAIN_TIMESTEPS
 
 Callback = Callable[[int, torch.Tensor], torch.Tensor | None]
 
 
-@cache
 def alphas_cumprod() -> torch.Tensor:
     """Cumulative products of 1 - beta over the 1000 steps of the linear schedule, float32 on the CPU."""
-    betas = torch.linspace(BETAS["beta_start"], BETAS["beta_end"], NUM_TRAIN_TIMESTEPS, dtype=torch.float32)
-    return torch.cumprod(1.0 - betas, dim=0)
+    return build_scheduler("ddim").alphas_cumprod
 
 
 def alpha_at(timestep: int | None) -> float:
@@ -33,9 +31,10 @@ def alpha_at(timestep: int | None) -> float:
 
 
 def add_noise(latents: torch.Tensor, noise: torch.Tensor, timestep: int) -> torch.Tensor:
-    """Latents of any shape noised to `timestep`: sqrt(abar) latents + sqrt(1 - abar) noise."""
-    abar = alpha_at(timestep)
-    return abar**0.5 * latents + (1 - abar) ** 0.5 * noise
+    """Latents of any shape noised to `timestep`: sqrt(abar) latents + sqrt(1 - abar) noise, computed in float32."""
+    schedule = build_scheduler("ddim")  # made anew: diffusers' schedulers keep their tensors on the last device
+    noisy = schedule.add_noise(latents.float(), noise.float(), torch.tensor([timestep]))
+    return noisy.to(latents.dtype)
 
 
 def uneven_timesteps(num_inference_steps: int, guidance_steps: int, guidance_scale: float) -> list[int]:
@@ -85,6 +84,7 @@ def ddim_step(
 
     x0 comes from the unguided noise; `score`, the gradient of the guidance, turns the direction only.
     """
+    # By hand: DDIMScheduler.step knows evenly spaced timesteps only, and one noise for both x0 and the direction.
     abar, abar_next = alpha_at(timestep), alpha_at(following)
     x0 = (latents - (1 - abar) ** 0.5 * noise) / abar**0.5
     direction = noise if score is None else noise - (1 - abar) ** 0.5 * score
@@ -93,8 +93,7 @@ def ddim_step(
 
 def noise_of_velocity(latents: torch.Tensor, velocity: torch.Tensor, timestep: int) -> torch.Tensor:
     """The noise in `latents` where the backbone predicts v (Salimans and Ho 2022, appendix D); all of one shape."""
-    abar = alpha_at(timestep)
-    return abar**0.5 * velocity + (1 - abar) ** 0.5 * latents
+    return add_noise(velocity, latents, timestep)  # sqrt(abar) v + sqrt(1 - abar) x_t: the same rotation
 
 
 def sample(

@@ -24,8 +24,9 @@ from animatediff.pipelines.backbones.cogvideox import load_cogvideox
 from animatediff.pipelines.backbones.folders import build, expected_files
 from animatediff.pipelines.backbones.wan import load_wan
 from animatediff.pipelines.ditflow import read_blocks
+from animatediff.pipelines.ditflow.sampling import Solver
 from animatediff.pipelines.ditflow.transformer import check_blocks
-from tests.video_transformers import KINDS
+from tests.video_transformers import COGVIDEOX_SCHEDULE, KINDS
 
 LOADERS = {"2b": load_cogvideox, "5b": load_cogvideox, "wan": load_wan}
 CLASSES = {
@@ -103,6 +104,26 @@ class TestLoading:
         with pytest.raises(UserError, match="unknown scheduler 'ddim' for Wan"):
             wan.build_scheduler("ddim")
 
+    @pytest.mark.parametrize("name", ["ddim", "dpm"])
+    @pytest.mark.parametrize("steps", [8, 7, 30])
+    def test_every_step_lands_on_the_next_timestep(self, name, steps):
+        """The clean video at any N, through the noise levels of the list; diffusers' own step where N divides 1000."""
+        plain = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}[name]
+        ours, theirs = (
+            Solver(scheduler(**COGVIDEOX_SCHEDULE), steps, generator=torch.Generator().manual_seed(0))
+            for scheduler in (cogvideox.SCHEDULERS[name], plain)
+        )
+        clean, noise = torch.ones(1, 2), torch.randn(1, 2, generator=torch.Generator().manual_seed(1))
+        latents = ours.add_noise(clean, noise, 0)
+        for i, t in enumerate(ours.timesteps):
+            alpha = ours.scheduler.alphas_cumprod[t]
+            velocity = ((alpha.sqrt() * latents - clean) / (1 - alpha).sqrt()).float()  # of a network that knows x0
+            other, latents = theirs.step(i, velocity, latents), ours.step(i, velocity, latents)
+            assert torch.equal(latents, other) or steps != 8
+            if name == "ddim" and i + 1 < steps:
+                assert torch.allclose(latents, ours.add_noise(clean, noise, i + 1), atol=1e-3)
+        assert torch.allclose(latents, clean, atol=1e-3)
+
     def test_one_file_and_a_half_precision_variant_serve_too(self, kind, folder):
         state = {}
         for shard in sorted((folder / "transformer").glob("*.safetensors")):
@@ -173,6 +194,9 @@ class TestBadFolders:
         with pytest.raises(UserError, match="the weights in .*transformer have shapes .* config.json describes"):
             LOADERS[kind](folder)
         edit(folder / "transformer" / "config.json", num_layers="three")
+        with pytest.raises(UserError, match="config.json: num_layers is 'three', expected a whole number"):
+            LOADERS[kind](folder)
+        edit(folder / "transformer" / "config.json", num_layers=3, attention_head_dim=-8)
         with pytest.raises(UserError, match="describes no network that can be built"):
             LOADERS[kind](folder)
 

@@ -210,6 +210,17 @@ class TestRuns:
         assert torch.equal(plain, run(network, kind, motion_latents=latents_of(kind, 7), injection_blocks=()))
         assert (plain - run(network, kind, motion_latents=latents_of(kind, 7))).abs().max() > 1e-3
 
+    def test_a_guidance_scale_of_one_is_one_pass_under_the_prompt(self, network, kind):
+        sizes = []
+        handle = network.register_forward_pre_hook(
+            lambda _network, given, named: sizes.append(len(given[0])), with_kwargs=True
+        )
+        one = run(network, kind, guidance_scale=1.0)
+        handle.remove()
+        assert sizes == [1] * 4
+        almost = run(network, kind, guidance_scale=1.0 + 1e-6)
+        assert torch.allclose(one, almost, atol=1e-4)
+
     def test_callbacks(self, network, kind):
         steps, guided = [], []
         out = run(

@@ -1,22 +1,23 @@
 """MotionClonePipeline on the tiny layout, and behind inference.py."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from animatediff.errors import UserError
 from animatediff.inference import cli
 from animatediff.inference.jobs import read_jobs
 from animatediff.inference.run import check, read_run, reference_key, run_schema
-from animatediff.models.checkpoints import original_name
+from animatediff.models.key_names import original_name
 from animatediff.models.sparsectrl import build_sparsectrl
-from animatediff.pipelines.backbones.sd15 import load_components
-from animatediff.pipelines.motionclone.method import load_motionclone
+from animatediff.pipelines.backbones.sd15 import SD15Files, load_components
+from animatediff.pipelines.motionclone.method import MotionCloneFiles, load_motionclone
 from animatediff.pipelines.motionclone.pipeline import MotionClonePipeline, MotionCloneSettings, uneven_timesteps
 from tests.goldens import fill
 
@@ -29,8 +30,9 @@ def seeded(seed=42):
     return torch.Generator().manual_seed(seed)
 
 
-def load(weights, settings=SETTINGS):
-    pipe = load_motionclone(weights, settings)
+def load(weights, settings=SETTINGS, **more):
+    base = {entry.name: getattr(weights, entry.name) for entry in fields(SD15Files)}
+    pipe = load_motionclone(MotionCloneFiles(**base, **more), settings)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -57,7 +59,7 @@ def image_pipe(request, tiny_weights, tmp_path_factory):
     encoder = build_sparsectrl(load_components(tiny_weights).unet, takes_latents=request.param == "rgb")
     names = {original_name(key): tuple(value.shape) for key, value in encoder.named_parameters()}
     torch.save({"controlnet": {key: fill(key, shape) for key, shape in names.items()}}, path)
-    return load(replace(tiny_weights, sparsectrl_path=str(path)))
+    return load(tiny_weights, sparsectrl_path=str(path))
 
 
 @pytest.fixture
@@ -89,6 +91,15 @@ class TestTextToVideo:
         assert torch.equal(job("a dog", 2), second)
         assert torch.equal(job("a cat", 1), first)
         assert not torch.equal(first, second)
+
+    def test_nothing_is_trainable_with_a_lora(self, tiny_weights, tmp_path):
+        """A guided step is a gradient in the latents; weights that want one, too, would cost its memory."""
+        layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+        save_file({f"{layer}.lora_{part}.weight": torch.ones(32, 32) for part in "AB"}, tmp_path / "l.safetensors")
+        base = {key: getattr(tiny_weights, key) for key in ("pretrained_model_path", "motion_module_path")}
+        pipe = load(MotionCloneFiles(**base, lora_paths=[str(tmp_path / "l.safetensors")]))
+        assert f"{layer.removeprefix('unet.')}.lora_A.lora_0.weight" in dict(pipe.unet.named_parameters())
+        assert not [name for name, value in pipe.unet.named_parameters() if value.requires_grad]
 
     def test_list_of_prompts(self, pipe, reference):
         options = SHORT | {"reference": reference, "negative_prompt": None}

@@ -1,0 +1,1 @@
+from tests.disk import disk, small_disk  # noqa: F401
