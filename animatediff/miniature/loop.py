@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from accelerate import PartialState
@@ -54,7 +55,7 @@ class Together:
             optimizer.load_state_dict(state[str(number)])
 
 
-Optimizer = torch.optim.Optimizer | Together
+Optimizer: TypeAlias = torch.optim.Optimizer | Together
 
 
 def adamw(groups: Sequence[dict]) -> torch.optim.AdamW:
