@@ -29,7 +29,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from animatediff.config import load_config, save_config, to_yaml
+from animatediff.config import load_config, option, save_config, to_yaml
 from animatediff.console import run_command
 from animatediff.errors import UserError
 from animatediff.files import atomic_path, remove_stale_parts
@@ -65,18 +65,28 @@ STAGES_ON = ("latents.pt", "video")  # of a run that goes on from a model made b
 class MiniatureConfig:
     """The base model of models/miniature."""
 
-    work: str = "runs/miniature_base"  # checkpoints and intermediate results
-    output: str = "models/miniature"
-    start: str = ""  # folder of a base model made before: the motion stage goes on from it, the others are skipped
-    seed: int = 0
-    clips: int = 8000  # rendered for the VAE; the first `latents` of them train the UNet
-    latents: int = 8000
+    work: str = option("runs/miniature_base", "checkpoints and intermediate results")
+    output: str = option("models/miniature", "where the model goes")
+    start: str = option(
+        "", "folder of a base model made before: the motion stage goes on from it, the others are skipped"
+    )
+    seed: int = option(0, "of everything random", least=0, most=2**31 - 1)
+    clips: int = option(
+        8000, "rendered for the VAE; the first `latents` of them train the UNet", least=1, most=10_000_000
+    )
+    latents: int = option(8000, "clips that train the UNet", least=1, most=10_000_000)
     vae: StageConfig = field(default_factory=lambda: StageConfig(900, 4, 2e-3))
     frames: StageConfig = field(default_factory=lambda: StageConfig(5000, 8, 2e-3))
     motion: StageConfig = field(default_factory=lambda: StageConfig(7800, 2, 2e-3))
-    camera_share: float = 0.5  # of the clips that the motion modules see: those with a moving camera
-    star_weight: float = 3.0  # how much oftener the motion modules see a star: its outline is the hardest to keep
-    spatial_learning_rate: float = 5e-4  # of the spatial layers while the motion modules are trained
+    camera_share: float = option(
+        0.5, "of the clips that the motion modules see: those with a moving camera", least=0, most=1
+    )
+    star_weight: float = option(
+        3.0, "how much oftener the motion modules see a star: its outline is the hardest to keep", least=0.01, most=100
+    )
+    spatial_learning_rate: float = option(
+        5e-4, "of the spatial layers while the motion modules are trained", least=0, most=1
+    )
 
 
 def main() -> int:
@@ -94,12 +104,8 @@ def main() -> int:
     if arguments.dit:
         return _main_dit(arguments)
     config = load_config(MiniatureConfig, arguments.config or CONFIG, arguments.overrides)
-    if min(config.clips, config.latents) < 1 or config.latents > config.clips:
+    if config.latents > config.clips:
         raise UserError(f"latents is {config.latents}, expected 1 to clips ({config.clips})")
-    if config.star_weight <= 0:
-        raise UserError(f"star_weight is {config.star_weight}, expected more than 0")
-    if not 0 <= config.camera_share <= 1:
-        raise UserError(f"camera_share is {config.camera_share}, expected a share from 0 to 1")
     if arguments.dry_run:
         _print_plan(config, STAGES_ON if config.start else STAGES)
         return 0

@@ -30,7 +30,7 @@ _SAME = 8.0  # levels: the mean of 8 pixels up to which two pictures are one dra
 
 
 @dataclass(frozen=True, eq=False)
-class Clip:
+class DecodedClip:
     """Frames taken from a video, with where they came from."""
 
     frames: np.ndarray  # uint8 [f, h, w, 3] RGB, upright, square pixels
@@ -54,7 +54,7 @@ def read_frames(
     start: float | None = None,
     duration: float | None = None,
     take: str = "spread",
-) -> Clip:
+) -> DecodedClip:
     """Read frames of a video file, an animated picture, one image, or a folder of images (natural order, 8 fps).
 
     `num_frames` frames are spread over the clip, or over the part on screen from `start` for `duration` (seconds):
@@ -77,7 +77,7 @@ def read_frames(
             frames = source.read(numbers)
         times = tuple(source.times[i] for i in numbers)
         warnings = [*source.warnings, *_repeats(path, numbers, frames, num_frames)]
-        return Clip(frames, source.fps, tuple(numbers), times, len(source.times), tuple(warnings))
+        return DecodedClip(frames, source.fps, tuple(numbers), times, len(source.times), tuple(warnings))
 
 
 def sample_indices(total: int, num_frames: int) -> np.ndarray:
@@ -208,6 +208,11 @@ def fit_frames(
     cut_h, cut_w = max(1, min(h, round(w * height / width))), max(1, min(w, round(h * width / height)))
     top, left = (h - cut_h) // 2, (w - cut_w) // 2
     return _normalise(_resize(pixels[..., top : top + cut_h, left : left + cut_w], height, width, resample))
+
+
+def to_levels(video: torch.Tensor) -> np.ndarray:
+    """The inverse of `fit_frames` without its resizing: float32 [f, 3, h, w] in [-1, 1] to uint8 [f, h, w, 3]."""
+    return ((video + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()  # f 3 h w -> f h w 3
 
 
 def _resize(pixels: torch.Tensor, height: int, width: int, resample: str) -> torch.Tensor:

@@ -13,11 +13,11 @@ from typing import Any, get_type_hints
 import torch
 import yaml
 
-from animatediff.config import Layer, default_of, fill, items_of, read_layers, text_of, update_config
-from animatediff.errors import UserError, describe_os_error, nearest
+from animatediff.config import Layer, default_of, fill, items_of, last_said, read_layers, update_config
+from animatediff.errors import UserError, describe_os_error
 from animatediff.files import check_readable, is_there, to_path, to_text
 from animatediff.hub import PUBLISHED
-from animatediff.pipelines import METHODS
+from animatediff.pipelines import METHODS, method_named
 from animatediff.pipelines.method import INPUT_KINDS, Method, Run, WeightFile, attribute
 from animatediff.project import PROJECT, locate
 
@@ -37,13 +37,6 @@ class _MethodsRun(Run):
 
 def _rebuilt(method: str, values: dict[str, Any]) -> Run:
     return run_schema(method)(**values)
-
-
-def method_named(name: str) -> Method:
-    """The method of that name; UserError, with the nearest known one, where there is none."""
-    if name not in METHODS:
-        raise UserError(f"method is '{name}'; {nearest(name, list(METHODS))}")
-    return METHODS[name]
 
 
 def run_schema(name: str) -> type[Run]:
@@ -100,9 +93,7 @@ def read_run(
 def run_of(layers: Sequence[Layer], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> Run:
     """As `read_run`, from layers that were read before."""
     flags: Layer = ("the command line", dict(given or {}))
-    names = [text_of(value) for layer in [*layers, flags] for name, value in items_of(layer) if name == "method"]
-    names += [text.partition("=")[2] for text in overrides if text.partition("=")[0] == "method"]
-    method = next((name for name in reversed(names) if name), next(iter(METHODS)))
+    method = last_said("method", [*layers, flags], overrides) or next(iter(METHODS))
     schema = run_schema(method)
     said = [{name for name, _ in items_of(layer)} for layer in [*layers, flags]]
     later = {text.partition("=")[0] for text in overrides}
@@ -264,6 +255,11 @@ def _where_from(path: Path) -> str:
         if any((PROJECT / "models" / file).is_relative_to(place) for file, _ in model.files):
             return f"fetch it with python scripts/download_models.py --only {model.name}"
     return "see models/README.md for what goes there"
+
+
+def completed(run: Run) -> Run:
+    """The run with the keys that its method derives from others. UserError where those lead nowhere."""
+    return attribute(METHODS[run.method], "complete", lambda same: same)(run)
 
 
 def check(run: Run) -> None:

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import T5EncoderModel, T5Tokenizer
 
-from animatediff.config import save_config
-from animatediff.errors import UserError
+from animatediff.config import option, save_config
 from animatediff.files import atomic_folder, atomic_path, read_json, remove_stale_parts, write_json
 from animatediff.miniature.dit import build_dit, build_dit_scheduler, train_dit, video_importance
 from animatediff.miniature.loop import processes, rank
@@ -30,19 +29,21 @@ ENCODED_AT_ONCE = 50
 class DitConfig:
     """The video transformer of models/miniature_dit."""
 
-    work: str = "runs/miniature_dit"  # checkpoints and intermediate results
-    output: str = "models/miniature_dit"
-    seed: int = 0
-    clips: int = 3000  # rendered for the VAE
-    first: int = 8000  # clips whose first frames the transformer is trained on
-    latents: int = 3000  # clips that it is trained on
-    vae: StageConfig = field(default_factory=lambda: StageConfig(400, 4, 3e-3))
-    decoder: StageConfig = field(default_factory=lambda: StageConfig(600, 4, 2e-3))
-    frames: StageConfig = field(default_factory=lambda: StageConfig(1000, 16, 4e-3))
+    work: str = option("runs/miniature_dit", "checkpoints and intermediate results")
+    output: str = option("models/miniature_dit", "where the model goes")
+    seed: int = option(0, "of everything random", least=0, most=2**31 - 1)
+    clips: int = option(3000, "rendered for the VAE", least=1, most=10_000_000)
+    first: int = option(8000, "clips whose first frames train the transformer", least=1, most=10_000_000)
+    latents: int = option(3000, "clips that train it", least=1, most=10_000_000)
+    vae: StageConfig = field(default_factory=lambda: StageConfig(900, 4, 3e-3))
+    decoder: StageConfig = field(default_factory=lambda: StageConfig(300, 4, 2e-3))
+    frames: StageConfig = field(default_factory=lambda: StageConfig(1400, 16, 4e-3))
     video: StageConfig = field(default_factory=lambda: StageConfig(2000, 4, 4e-3))
-    camera_share: float = 0.4  # of the clips drawn in the last stage: those with a moving camera
-    star_weight: float = 2.0  # how much oftener a star is drawn: its outline is the hardest to keep
-    ground_weight: float = 2.0  # of a place on the ground in the last stage, beside 8 where the subject is
+    camera_share: float = option(0.4, "of the clips drawn: those with a moving camera", least=0, most=1)
+    star_weight: float = option(
+        2.0, "how much oftener a star is drawn: its outline is the hardest to keep", least=0.01, most=100
+    )
+    ground_weight: float = option(2.0, "of places on the ground in clips, beside the subject's 8", least=0.01, most=100)
 
 
 def drawn_clip(seed: int) -> Clip:
@@ -52,11 +53,6 @@ def drawn_clip(seed: int) -> Clip:
 
 def make_dit(config: DitConfig) -> None:
     """All stages in turn; each leaves its result in `config.work` and is skipped where that is already there."""
-    for name in ("clips", "first", "latents", "star_weight", "ground_weight"):
-        if getattr(config, name) <= 0:
-            raise UserError(f"{name} is {getattr(config, name)}, expected more than 0")
-    if not 0 <= config.camera_share <= 1:
-        raise UserError(f"camera_share is {config.camera_share}, expected a share from 0 to 1")
     work = Path(config.work)
     work.mkdir(parents=True, exist_ok=True)
     if rank() == 0:

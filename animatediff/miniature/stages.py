@@ -13,6 +13,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from animatediff.config import option
 from animatediff.errors import UserError
 from animatediff.files import atomic_folder
 from animatediff.miniature.loop import rank
@@ -24,9 +25,9 @@ Result = TypeVar("Result")
 class StageConfig:
     """Steps, batch per process and peak learning rate of one stage."""
 
-    steps: int
-    batch: int
-    learning_rate: float
+    steps: int = option(1000, "of the optimizer", least=1, most=10_000_000)
+    batch: int = option(4, "per process", least=1, most=4096)
+    learning_rate: float = option(2e-3, "at its peak", least=0, most=1)
 
 
 def camera_chances(moving: Sequence[bool], share: float) -> Tensor:

@@ -19,7 +19,7 @@ from animatediff.miniature.loop import train
 from animatediff.miniature.muon import muon
 
 FRAMES = 17  # of the clips: five latent frames
-CHANNELS = 8  # of the latents
+CHANNELS = 16  # of the latents, as CogVideoX has
 SPACE, TIME = 4, 4  # pixels and frames to a latent, along each axis
 VIEW = 48  # pixels a side of a view of a whole clip
 CROP, WINDOW = 32, 9  # of a piece around the subject: pixels a side, frames
