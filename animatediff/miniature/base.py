@@ -54,8 +54,8 @@ def velocity_loss(
     return (importance * (predicted.float() - velocity).square()).mean()
 
 
-def subject_importance(clips: Sequence[Clip], shape: Sequence[int], ground: float = 1.0) -> Tensor:
-    """SUBJECT_WEIGHT where the subject is or is near, `ground` elsewhere: float16 [n, f, h, w] for latents of `shape`.
+def subject_importance(clips: Sequence[Clip], shape: Sequence[int], background: float = 1.0) -> Tensor:
+    """SUBJECT_WEIGHT where the subject is or is near, `background` elsewhere: float16 [n, f, h, w], latents of `shape`.
 
     A subject is a fifteenth of a frame and its outline a fraction of that: with an even weight the background's
     texture is learnt long before any shape.
@@ -66,7 +66,7 @@ def subject_importance(clips: Sequence[Clip], shape: Sequence[int], ground: floa
         centre = path[:, :, None, None]  # f 2 1 1
         reach = torch.tensor(clip.radii() * shape[0] / clip.size[0] + NEAR)[:, None, None]
         near = (columns - centre[:, 0]).square() + (rows - centre[:, 1]).square() <= reach.square()
-        maps.append(ground + (SUBJECT_WEIGHT - ground) * near)
+        maps.append(background + (SUBJECT_WEIGHT - background) * near)
     return torch.stack(maps).half()
 
 

@@ -116,9 +116,9 @@ def build_dit_scheduler() -> CogVideoXDDIMScheduler:
     )
 
 
-def video_importance(clips: Sequence[Clip], shape: Sequence[int], ground: float) -> Tensor:
+def video_importance(clips: Sequence[Clip], shape: Sequence[int], background: float) -> Tensor:
     """`subject_importance` for latent frames: the largest over the frames each stands for; float16 [n, F, h, w]."""
-    importance = subject_importance(clips, shape, ground)  # n f h w
+    importance = subject_importance(clips, shape, background)  # n f h w
     rest = importance[:, 1:].unflatten(1, (-1, TIME)).amax(dim=2)
     return torch.cat([importance[:, :1], rest], dim=1)
 

@@ -43,7 +43,9 @@ class DitConfig:
     star_weight: float = option(
         2.0, "how much oftener a star is drawn: its outline is the hardest to keep", least=0.01, most=100
     )
-    ground_weight: float = option(2.0, "of places on the ground in clips, beside the subject's 8", least=0.01, most=100)
+    background_weight: float = option(
+        2.0, "of places on the background in clips, beside the subject's 8", least=0.01, most=100
+    )
 
 
 def drawn_clip(seed: int) -> Clip:
@@ -71,8 +73,8 @@ def make_dit(config: DitConfig) -> None:
             clips = [drawn_clip(seed) for seed in range(count)]
             latents = _latents(work / ("first" if frames == 1 else "latents"), vae, count, frames)
             text = encode_captions(encoder, tokenizer, [clip.caption for clip in clips])
-            ground = 1.0 if frames == 1 else config.ground_weight
-            importance = video_importance(clips, latents.shape[-2:], ground)[:, : latents.shape[1]]
+            background = 1.0 if frames == 1 else config.background_weight
+            importance = video_importance(clips, latents.shape[-2:], background)[:, : latents.shape[1]]
             chances = torch.tensor([config.star_weight if clip.content.shape == "star" else 1.0 for clip in clips])
             if frames > 1:
                 chances *= camera_chances([clip.motion.moves_camera for clip in clips], config.camera_share)

@@ -180,7 +180,7 @@ def score(frames: Frames, job: Job, backwards: bool = False) -> dict[str, Any]:
     """All measures of one generated clip [f, h, w, 3], RGB, against its job; `backwards`: against the reversed motion.
 
     Keys: cosine, distance (percent of the width), camera (cosine; nan where the camera is still), size (see
-    `size_followed`), and the truth values colour, shape, pattern, ground, background, leak.
+    `size_followed`), and the truth values colour, shape, pattern, background, leak.
     """
     wanted = job.wanted
     if backwards:
@@ -202,6 +202,6 @@ def score(frames: Frames, job: Job, backwards: bool = False) -> dict[str, Any]:
 
 
 def _content_measures(reading: Reading, job: Job) -> dict[str, bool]:
-    names = ("colour", "shape", "pattern", "ground")
+    names = ("colour", "shape", "pattern")
     right = {name: getattr(reading, name) == getattr(job.content, name) for name in names}
-    return {**right, "background": right["pattern"] and right["ground"]}
+    return {**right, "background": right["pattern"] and reading.background == job.content.background}

@@ -27,8 +27,8 @@ class Motion:
 
     centre [f, 2], scale [f] and angle [f] (radians, clockwise on screen) describe the subject before the camera;
     the camera shows world point p at zoom * p + shift, with zoom [f] and shift [f, 2]. `origin` [2] is where on the
-    ground world point 0 lies: as a track says where the subject is and not only how it moves, so a camera's motion says
-    where it looks, and the marks of any ground (animatediff/miniature/world.py) pass it at the same places.
+    background world point 0 lies: as a track says where the subject is and not only how it moves, so a camera's motion
+    says where it looks, and the marks of any background (animatediff/miniature/world.py) pass it at the same places.
     """
 
     family: str

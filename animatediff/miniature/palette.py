@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from animatediff.miniature.motions import Array
-from animatediff.miniature.world import COLOURS, CONTRAST, GROUNDS, SHADE, SHAPES, WAVES, shape_distance
+from animatediff.miniature.world import BACKGROUNDS, COLOURS, CONTRAST, SHADE, SHAPES, WAVES, shape_distance
 
 Frames = NDArray[np.uint8]
 
@@ -36,7 +36,7 @@ class Reading:
     colour: str | None
     shape: str | None
     pattern: str
-    ground: str
+    background: str
     covers: Array
     track: Array
 
@@ -46,17 +46,17 @@ def read_clip(frames: Frames) -> Reading:
     colour = subject_colour(frames)
     covers = subject_cover(frames, colour)
     shape = None if colour is None else subject_shape(covers)
-    pattern, ground = background_pattern(frames, covers), background_ground(frames)
-    return Reading(colour, shape, pattern, ground, covers, centroids(covers))
+    pattern, background = background_pattern(frames, covers), background_colour(frames)
+    return Reading(colour, shape, pattern, background, covers, centroids(covers))
 
 
 def colour_counts(frames: Frames) -> dict[str, Array]:
     """Pixels of each frame that are nearer to a subject colour (in any shade) than to all else: name -> [f]."""
     pixels = frames.astype(np.float32)
     subjects = np.stack([_distance_to_segment(pixels, (1 - SHADE) * c, c) for c in _table(COLOURS)])
-    grounds = np.stack([_distance_to_segment(pixels, g - CONTRAST, g + CONTRAST) for g in _table(GROUNDS)])
+    backgrounds = np.stack([_distance_to_segment(pixels, g - CONTRAST, g + CONTRAST) for g in _table(BACKGROUNDS)])
     nearest = subjects.argmin(axis=0)
-    clear = subjects.min(axis=0) * 1.5 < grounds.min(axis=0)
+    clear = subjects.min(axis=0) * 1.5 < backgrounds.min(axis=0)
     return {name: ((nearest == i) & clear).sum(axis=(1, 2)).astype(float) for i, name in enumerate(COLOURS)}
 
 
@@ -82,11 +82,11 @@ def subject_cover(frames: Frames, colour: str | None) -> Array:
         return np.zeros(frames.shape[:3])
     pixels = frames.astype(np.float32)
     subject = np.asarray(COLOURS[colour], np.float32)
-    ground = np.asarray(GROUNDS[background_ground(frames)], np.float32)
+    background = np.asarray(BACKGROUNDS[background_colour(frames)], np.float32)
     from_subject = _distance_to_segment(pixels, (1 - SHADE) * subject, subject)
-    from_ground = _distance_to_segment(pixels, ground - CONTRAST, ground + CONTRAST)
-    away = _distance_to_segment(pixels, ground, subject)
-    cover = np.clip((from_ground / (from_ground + from_subject + 1e-6) - 0.25) / 0.5, 0, 1) * (away < 110)
+    from_background = _distance_to_segment(pixels, background - CONTRAST, background + CONTRAST)
+    away = _distance_to_segment(pixels, background, subject)
+    cover = np.clip((from_background / (from_background + from_subject + 1e-6) - 0.25) / 0.5, 0, 1) * (away < 110)
     return np.stack([_largest_piece(frame) for frame in cover])
 
 
@@ -113,11 +113,11 @@ def subject_shape(covers: Array) -> str | None:
     return SHAPES[int(scores.argmax())] if scores.any() else None
 
 
-def background_ground(frames: Frames) -> str:
-    """The ground colour that most of the clip's pixels are nearest to, in any of its shades."""
+def background_colour(frames: Frames) -> str:
+    """The background colour that most of the clip's pixels are nearest to, in any of its shades."""
     pixels = frames.reshape(-1, 3).astype(np.float32)
-    distances = np.stack([_distance_to_segment(pixels, g - CONTRAST, g + CONTRAST) for g in _table(GROUNDS)])
-    return list(GROUNDS)[int(np.bincount(distances.argmin(axis=0), minlength=len(GROUNDS)).argmax())]
+    distances = np.stack([_distance_to_segment(pixels, g - CONTRAST, g + CONTRAST) for g in _table(BACKGROUNDS)])
+    return list(BACKGROUNDS)[int(np.bincount(distances.argmin(axis=0), minlength=len(BACKGROUNDS)).argmax())]
 
 
 def background_pattern(frames: Frames, covers: Array, looks: int = 4) -> str:

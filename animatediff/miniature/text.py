@@ -10,7 +10,7 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from animatediff.miniature.world import COLOURS, GROUNDS, PATTERNS, SHAPES
+from animatediff.miniature.world import BACKGROUNDS, COLOURS, PATTERNS, SHAPES
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 32  # tokens of a prompt, the two special ones included
@@ -19,7 +19,7 @@ WIDTH = 64
 
 def world_words() -> list[str]:
     """Every word of the captions, sorted."""
-    return sorted({*SHAPES, *COLOURS, *PATTERNS, *GROUNDS, "a", "on", "background"})
+    return sorted({*SHAPES, *COLOURS, *PATTERNS, *BACKGROUNDS, "a", "on", "background"})
 
 
 def build_tokenizer() -> CLIPTokenizer:

@@ -26,8 +26,8 @@ def true_flow(clip: Clip, height: int, width: int) -> tuple[Array, NDArray[np.bo
         on = shape_distance(clip.content.shape, (points - centre) / radius @ turn) < 0
         for other, larger, turned, view in poses:
             with_subject = other + (points - centre) @ turn @ turned.T * (larger / radius)
-            with_ground = ((points - camera[:, 2]) / camera[0, 0]) * view[0, 0] + view[:, 2]
-            there = np.where(on[:, None], with_subject, with_ground)
+            with_background = ((points - camera[:, 2]) / camera[0, 0]) * view[0, 0] + view[:, 2]
+            there = np.where(on[:, None], with_subject, with_background)
             inside = ((there >= 0) & (there <= np.array(clip.size[::-1]) - 1)).all(axis=1)
             covered = np.linalg.norm(there - other, axis=1) < larger
             rows.append(((there - points) / token, inside & (on | ~covered), on))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from animatediff.evaluation.measures import Column, Measured, Sample
 from animatediff.miniature.palette import read_clip
-from animatediff.miniature.world import COLOURS, GROUNDS, PATTERNS, SHAPES
+from animatediff.miniature.world import BACKGROUNDS, COLOURS, PATTERNS, SHAPES
 
 BINS = 8  # of each colour channel
 
@@ -47,12 +47,12 @@ def colour_consistency_per_step(frames: NDArray[np.uint8]) -> NDArray[np.float64
 
 
 def words_shown(frames: NDArray[np.uint8], caption: str) -> float:
-    """Share of colour, shape, pattern and ground in `caption` that the pixels show; NaN where it names none of them.
+    """Share of colour, shape, pattern and background in `caption` that the pixels show; NaN where it names none.
 
     Only for the moving-shape world: of other captions nothing can be said without weights.
     """
     words = set(re.findall(r"[a-z]+", caption.lower()))
     seen = read_clip(frames)
-    sets = ((COLOURS, seen.colour), (SHAPES, seen.shape), (PATTERNS, seen.pattern), (GROUNDS, seen.ground))
+    sets = ((COLOURS, seen.colour), (SHAPES, seen.shape), (PATTERNS, seen.pattern), (BACKGROUNDS, seen.background))
     named = [(wanted, found) for known, found in sets for wanted in known if wanted in words]
     return sum(wanted == found for wanted, found in named) / len(named) if named else math.nan

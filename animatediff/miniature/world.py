@@ -27,7 +27,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (248, 248, 248),
 }
 PATTERNS = ("striped", "dotted", "checkered", "cloudy")
-GROUNDS: dict[str, tuple[int, int, int]] = {
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "grey": (112, 112, 112),
     "brown": (128, 92, 60),
     "teal": (52, 118, 112),
@@ -45,33 +45,33 @@ HELD_OUT_CONTENT = 6  # one combination in six is kept for evaluation
 
 @dataclass(frozen=True)
 class Content:
-    """What a clip shows: names from SHAPES, COLOURS, PATTERNS and GROUNDS, and a seed for clouds and shading."""
+    """What a clip shows: names from SHAPES, COLOURS, PATTERNS and BACKGROUNDS, and a seed for clouds and shading."""
 
     shape: str
     colour: str
     pattern: str
-    ground: str
+    background: str
     texture: int = 0
 
     @property
     def caption(self) -> str:
         """Names the content and never the motion: "a red star on a striped grey background"."""
-        return f"a {self.colour} {self.shape} on a {self.pattern} {self.ground} background"
+        return f"a {self.colour} {self.shape} on a {self.pattern} {self.background} background"
 
     @property
     def split(self) -> str:
-        """`heldout` for every sixth combination of (shape, colour, pattern, ground), `train` otherwise.
+        """`heldout` for every sixth combination of (shape, colour, pattern, background), `train` otherwise.
 
         Combinations are held out, not parts: each pair of names still occurs in training.
         """
         subject = SHAPES.index(self.shape) + list(COLOURS).index(self.colour)
-        background = PATTERNS.index(self.pattern) + list(GROUNDS).index(self.ground)
+        background = PATTERNS.index(self.pattern) + list(BACKGROUNDS).index(self.background)
         return SPLITS[(subject + background) % HELD_OUT_CONTENT == 0]
 
 
 def contents(split: str) -> list[Content]:
     """Every combination of names that belongs to `split`, in a fixed order."""
-    every = (Content(*names) for names in itertools.product(SHAPES, COLOURS, PATTERNS, GROUNDS))
+    every = (Content(*names) for names in itertools.product(SHAPES, COLOURS, PATTERNS, BACKGROUNDS))
     return [content for content in every if content.split == split]
 
 
@@ -82,7 +82,7 @@ def sample_content(seed: int, split: str = "train") -> Content:
     rng = np.random.default_rng([seed, 2, SPLITS.index(split)])
     choices = contents(split)
     chosen = choices[rng.integers(len(choices))]
-    names = (chosen.shape, chosen.colour, chosen.pattern, chosen.ground)
+    names = (chosen.shape, chosen.colour, chosen.pattern, chosen.background)
     return Content(*names, texture=int(rng.integers(2**31)))
 
 
@@ -90,7 +90,7 @@ def sample_content(seed: int, split: str = "train") -> Content:
 class Clip:
     """A content in motion at a size (height, width) in pixels; frames and ground truth are computed on demand.
 
-    `anchored`: the motion's origin places the ground's marks, so clips that share a motion share those places.
+    `anchored`: the motion's origin places the background's marks, so clips that share a motion share those places.
     Otherwise the content's own seed places them, and two clips of one motion share nothing but the motion.
     `layout`, one of LAYOUTS: shared, the grid of marks that all training clips have; turned, the same grid turned by
     an angle of the content's own; scattered, marks at random places, as many as the grid has.
@@ -113,7 +113,7 @@ class Clip:
 
     @property
     def origin(self) -> Array:
-        """Where on the ground world point 0 lies: [2]."""
+        """Where on the background world point 0 lies: [2]."""
         return self.motion.origin if self.anchored else np.random.default_rng([self.content.texture, 7]).random(2)
 
     def frames(self) -> NDArray[np.uint8]:
@@ -198,14 +198,14 @@ def render(clip: Clip) -> NDArray[np.uint8]:
     still = not motion.moves_camera
     marked = (world[:1] if still else world) + clip.origin.astype(np.float32)
     texture = _background(content.pattern, _laid_out(marked, clip), rng, clip.layout == "scattered")  # f or 1, h w
-    ground = np.asarray(GROUNDS[content.ground], np.float32) + CONTRAST * texture[..., None]
+    background = np.asarray(BACKGROUNDS[content.background], np.float32) + CONTRAST * texture[..., None]
     local = _to_local(world, motion)  # f h w 2
     pixel = 1 / (RADIUS * motion.scale * motion.zoom * clip.unit)
     distance = shape_distance(content.shape, local) / pixel.astype(np.float32)[:, None, None]  # in pixels
     cover = np.clip(0.5 - distance, 0, 1)[..., None]
     shade = 1 - SHADE * (0.5 + 0.5 * np.sin(4.2 * local[..., 0] + 2.1 * local[..., 1] + rng.uniform(0, 2 * np.pi)))
     subject = np.asarray(COLOURS[content.colour], np.float32) * shade[..., None].astype(np.float32)
-    return np.clip(np.rint(ground + cover * (subject - ground)), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(background + cover * (subject - background)), 0, 255).astype(np.uint8)
 
 
 def _to_local(world: Pixels, motion: Motion) -> Pixels:
@@ -219,52 +219,52 @@ def _to_local(world: Pixels, motion: Motion) -> Pixels:
     return np.stack([cos * x + sin * y, cos * y - sin * x], axis=-1)
 
 
-def _laid_out(ground: Pixels, clip: Clip) -> Pixels:
-    """Points of the ground [..., 2] where the clip's layout has the grid of marks straight: [..., 2]."""
+def _laid_out(background: Pixels, clip: Clip) -> Pixels:
+    """Points of the background [..., 2] where the clip's layout has the grid of marks straight: [..., 2]."""
     own = np.random.default_rng([clip.content.texture, 11])
     if clip.layout == "turned":
         angle = own.uniform(np.pi / 9, np.pi / 3.5)
-        x, y = ground[..., 0], ground[..., 1]
+        x, y = background[..., 0], background[..., 1]
         turned = [np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y]
         return np.stack(turned, axis=-1).astype(np.float32)
-    return ground
+    return background
 
 
-def _background(pattern: str, ground: Pixels, rng: np.random.Generator, scattered: bool = False) -> Pixels:
-    """The texture of a background at points of the ground [..., 2]: values in [-1, 1], [...].
+def _background(pattern: str, background: Pixels, rng: np.random.Generator, scattered: bool = False) -> Pixels:
+    """The texture of a background at points of the background [..., 2]: values in [-1, 1], [...].
 
-    Every pattern is made of light marks at the same points of the ground, the corners and centres of a grid WAVES to a
-    unit: checks, dots, ridges that run through them, or puffs that lie near them in a haze. `scattered`: the marks, as
-    large and as many, lie at random places, and stripes swell there.
+    Every pattern is made of light marks at the same points, the corners and centres of a grid WAVES to a unit: checks,
+    dots, ridges that run through them, or puffs that lie near them in a haze. `scattered`: the marks, as large and as
+    many, lie at random places; stripes stay where they are and swell there.
     """
-    u, v = (np.float32(2 * np.pi * WAVES) * ground[..., axis] for axis in (0, 1))
-    anywhere = _scattered(ground, rng) if scattered else None
+    u, v = (np.float32(2 * np.pi * WAVES) * background[..., axis] for axis in (0, 1))
+    anywhere = _scattered(background, rng) if scattered else None
     if pattern == "striped":  # diagonal
         return (1 - SWELL) * np.cos(u - v) + SWELL * (np.cos(u + v) if anywhere is None else 2 * anywhere)
     if pattern == "cloudy":
-        haze = HAZE * _waves(ground, rng, 0.7, 1.6)
-        u, v = (angle + BEND * _waves(ground, rng, 0.5, 1.1) for angle in (u, v))
+        haze = HAZE * _waves(background, rng, 0.7, 1.6)
+        u, v = (angle + BEND * _waves(background, rng, 0.5, 1.1) for angle in (u, v))
         return np.clip(PUFFS * (np.cos(u) * np.cos(v) if anywhere is None else anywhere) + haze, -1, 1)
     marks = np.cos(u) * np.cos(v) if anywhere is None else anywhere
     return np.tanh(4 * marks) if pattern == "checkered" else 2 / (1 + np.exp(-9 * (marks - 0.3))) - 1
 
 
-def _scattered(ground: Pixels, rng: np.random.Generator) -> Pixels:
-    """A random field of the grid's wave length and strength at points of the ground [..., 2]: about -1 to 1, [...]."""
-    count, total = 12, np.zeros_like(ground[..., 0])
+def _scattered(background: Pixels, rng: np.random.Generator) -> Pixels:
+    """A random field of the grid's wave length and strength at points [..., 2]: about -1 to 1, [...]."""
+    count, total = 12, np.zeros_like(background[..., 0])
     for heading in np.pi * (np.arange(count) + rng.random(count)) / count:
-        along = np.cos(heading) * ground[..., 0] + np.sin(heading) * ground[..., 1]
+        along = np.cos(heading) * background[..., 0] + np.sin(heading) * background[..., 1]
         start = np.float32(rng.uniform(0, 2 * np.pi))
         total += np.cos(np.float32(2 * np.pi * WAVES * np.sqrt(2)) * along.astype(np.float32) + start)
     return np.clip(total / np.sqrt(2 * count), -1, 1)  # the deviation of cos u cos v: a half
 
 
-def _waves(ground: Pixels, rng: np.random.Generator, lowest: float, highest: float) -> Pixels:
-    """The sum of three waves, of `lowest` to `highest` to a unit and every way, at points of the ground [..., 2]."""
-    total = np.zeros_like(ground[..., 0])
+def _waves(background: Pixels, rng: np.random.Generator, lowest: float, highest: float) -> Pixels:
+    """The sum of three waves, of `lowest` to `highest` to a unit and every way, at points [..., 2]."""
+    total = np.zeros_like(background[..., 0])
     for heading in np.pi * (np.arange(3) + rng.random(3)) / 3:
         wave, start = rng.uniform(lowest, highest), rng.uniform(0, 2 * np.pi)
-        along = np.cos(heading) * ground[..., 0] + np.sin(heading) * ground[..., 1]
+        along = np.cos(heading) * background[..., 0] + np.sin(heading) * background[..., 1]
         total += np.sin(np.float32(2 * np.pi * wave) * along.astype(np.float32) + np.float32(start))
     return total
 

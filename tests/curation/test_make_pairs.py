@@ -33,9 +33,9 @@ COLUMNS = [Column("up", "goodness", "higher"), Column("down", "distance", "lower
 
 
 def rendered(caption, seed, still=False):
-    _, colour, shape, _, _, pattern, ground, _ = caption.split()
+    _, colour, shape, _, _, pattern, background, _ = caption.split()
     motion = sample_motion(seed, "heldout", "line", 8)
-    frames = Clip(Content(shape, colour, pattern, ground), motion, (64, 64)).frames()
+    frames = Clip(Content(shape, colour, pattern, background), motion, (64, 64)).frames()
     return frames[:1].repeat(8, axis=0) if still else frames
 
 

@@ -44,7 +44,7 @@ def test_the_perfect_answer_scores_perfectly(number):
     assert np.isnan(found["camera"]) or found["camera"] > 0.98
     assert np.isnan(found["size"]) == (number not in (6, 10, 11))
     assert np.isnan(found["size"]) or found["size"] == pytest.approx(1, abs=0.1)
-    assert all(found[name] for name in ("colour", "shape", "pattern", "ground", "background"))
+    assert all(found[name] for name in ("colour", "shape", "pattern", "background"))
     assert not found["leak"]
 
 
@@ -57,7 +57,7 @@ def test_the_reversed_motion_scores_as_backwards():
 
 def test_the_references_own_colour_is_a_leak():
     job = JOBS[3]
-    leaking = Content(job.content.shape, job.reference.content.colour, job.content.pattern, job.content.ground)
+    leaking = Content(job.content.shape, job.reference.content.colour, job.content.pattern, job.content.background)
     found = score(Clip(leaking, job.reference.motion).frames(), job)
     assert found["leak"]
     assert not found["colour"]

@@ -153,12 +153,12 @@ def test_the_loss_is_nothing_at_v_and_each_place_weighs_what_it_should():
 
 
 def test_backgrounds_weigh_what_is_asked():
-    """`ground` far from the subject, SUBJECT_WEIGHT near it, whether the camera moves or not."""
+    """`background` far from the subject, SUBJECT_WEIGHT near it, whether the camera moves or not."""
     content = sample_content(0)
     clips = [Clip(content, sample_motion(0, family=family)) for family in ("pan", "line")]
-    for ground in (1.0, 3.0):
-        for weights in subject_importance(clips, (16, 16), ground):
-            assert set(weights.unique().tolist()) == {ground, SUBJECT_WEIGHT}
+    for background in (1.0, 3.0):
+        for weights in subject_importance(clips, (16, 16), background):
+            assert set(weights.unique().tolist()) == {background, SUBJECT_WEIGHT}
 
 
 def test_fresh_heads_look_at_their_neighbours_and_add_nothing():

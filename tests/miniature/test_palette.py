@@ -8,7 +8,7 @@ from animatediff.data.video import read_frames
 from animatediff.miniature.palette import read_clip, shows_colour, subject_cover
 from animatediff.miniature.world import COLOURS, Clip, Content, make_clip, sample_content
 
-NAMES = ("colour", "shape", "pattern", "ground")
+NAMES = ("colour", "shape", "pattern", "background")
 
 
 @pytest.mark.parametrize("first", [0, 30, 60, 90])
@@ -35,7 +35,7 @@ def test_an_empty_scene_has_no_subject():
     assert reading.colour is None
     assert reading.shape is None
     assert np.isnan(reading.track).all()
-    assert (reading.pattern, reading.ground) == ("cloudy", "grey")
+    assert (reading.pattern, reading.background) == ("cloudy", "grey")
 
 
 def test_noise_is_not_read_as_a_shape_of_its_own():
@@ -59,6 +59,6 @@ def test_a_second_colour_is_seen():
 
 def test_cover_has_the_area_of_the_subject():
     content = sample_content(2)
-    clip = Clip(Content("circle", content.colour, content.pattern, content.ground), make_clip(1).motion)
+    clip = Clip(Content("circle", content.colour, content.pattern, content.background), make_clip(1).motion)
     area = subject_cover(clip.frames(), content.colour).sum(axis=(1, 2))
     assert np.allclose(area, np.pi * (0.86 * clip.radii()) ** 2, rtol=0.1)

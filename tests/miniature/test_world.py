@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from animatediff.miniature.motions import FAMILIES, LIMIT, sample_motion, sector_is_held_out
-from animatediff.miniature.world import COLOURS, GROUNDS, WAVES, Clip, contents, make_clip, sample_content
+from animatediff.miniature.world import BACKGROUNDS, COLOURS, WAVES, Clip, contents, make_clip, sample_content
 
 
 def subject_mask(clip, frames):
@@ -22,7 +22,7 @@ def subject_mask(clip, frames):
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_track_is_where_the_subject_is_drawn(family, split):
     content = sample_content(3, split)
-    clip = Clip(type(content)("circle", "red", content.pattern, content.ground), sample_motion(5, split, family))
+    clip = Clip(type(content)("circle", "red", content.pattern, content.background), sample_motion(5, split, family))
     mask = subject_mask(clip, clip.frames().astype(float))
     rows, columns = np.mgrid[:64, :64]
     for frame, centre in zip(mask, clip.track(), strict=True):
@@ -79,7 +79,7 @@ def test_every_pattern_has_its_light_marks_where_the_motion_puts_them(pattern, f
     marks = np.concatenate([corners, corners + 0.5]) / WAVES - clip.motion.origin  # n 2, in units of length
     on_screen = clip.motion.zoom[:, None, None] * marks + clip.motion.shift[:, None]
     points = 63.5 + 128 * on_screen  # f n 2
-    light = clip.frames().astype(float).mean(axis=-1) - np.mean(GROUNDS[content.ground])
+    light = clip.frames().astype(float).mean(axis=-1) - np.mean(BACKGROUNDS[content.background])
     for frame, places, track, radius in zip(light, points, clip.track(), clip.radii(), strict=True):
         clear = ((places > 2) & (places < 125)).all(axis=1) & (np.linalg.norm(places - track, axis=1) > radius + 2)
         x, y = np.rint(places[clear]).astype(int).T

@@ -72,7 +72,7 @@ def test_validation_writes_side_by_sides_and_measures(settings: Settings, tmp_pa
     (video,) = folder.glob("*.mp4")
     assert video.stat().st_size > 0
     measures = json.loads((folder / "measures.json").read_text())
-    names = {"cosine", "distance", "camera", "colour", "shape", "pattern", "ground", "background", "leak"}
+    names = {"cosine", "distance", "camera", "colour", "shape", "pattern", "background", "leak"}
     assert measures["mean"].keys() == names, "the motion is the camera's, so all can be measured"
     (clip,) = measures["clips"]
     assert {name: clip[name] for name in names} == measures["mean"]
