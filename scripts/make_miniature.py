@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +25,6 @@ from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from animatediff.config import load_config, save_config, to_yaml
 from animatediff.console import run_command

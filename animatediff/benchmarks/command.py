@@ -38,6 +38,7 @@ from animatediff.benchmarks.sampling import measure_step
 from animatediff.benchmarks.timing import isolated
 from animatediff.benchmarks.training import measure_training
 from animatediff.config import nearest
+from animatediff.console import Parser
 from animatediff.errors import UserError
 from animatediff.files import write_json
 
@@ -140,7 +141,7 @@ def machine(setup: Setup) -> dict[str, Any]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("benchmark", __doc__)
     parser.add_argument("--only", default="", help=f"comma-separated parts of {', '.join(SHARES)} (default: see above)")
     parser.add_argument("--scale", default="sd15", choices=sorted(SCALES), help="shapes of the weights")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
@@ -149,7 +150,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--width", type=positive, help="likewise")
     parser.add_argument("--rounds", type=positive, help="measurements of each variant (default 3 on a CPU, 20 on CUDA)")
     parser.add_argument("--minutes", type=float, default=8.0, help="no round or part starts after these (default 8)")
-    parser.add_argument("--config", default="configs/inference/miniature.yaml", help="of inference.py, for `commands`")
+    parser.add_argument("--config", default="configs/inference/default.yaml", help="of inference.py, for `commands`")
     parser.add_argument("--output", default="outputs/benchmark.json", help="where the JSON goes")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of that config")
     return parser.parse_intermixed_args(arguments)

@@ -21,6 +21,7 @@ import transformers
 from tqdm import tqdm
 
 from animatediff.config import load_config, save_config
+from animatediff.console import Parser
 from animatediff.errors import UserError
 from animatediff.evaluation.evaluate import EvaluationConfig, Row, evaluate, load_tools
 from animatediff.evaluation.plots import save_plots
@@ -29,7 +30,7 @@ from animatediff.evaluation.sources import Item, benchmark_jobs, find_items, mis
 from animatediff.evaluation.tables import problem_lines, summarise, to_csv, to_json, to_markdown
 from animatediff.files import check_writable, is_there, write_json, write_jsonl, write_text
 from animatediff.miniature.measure import write_benchmark
-from animatediff.project import locate
+from animatediff.project import as_called, locate
 
 DEFAULT_CONFIG = "configs/evaluation/default.yaml"
 
@@ -99,7 +100,7 @@ def write_jobs(frames: str | None, prompts: str | None, path: str) -> int:
         raise UserError("--write-jobs needs --frames (a folder of sequences) and --prompts (a list)")
     jobs = benchmark_jobs(frames, prompts)
     write_jsonl(path, jobs)
-    print(f"{len(jobs)} jobs written to {path}; next: python inference.py --jobs {path}")
+    print(as_called(f"{len(jobs)} jobs written to {path}; next: python inference.py --jobs ") + path)
     return 0
 
 
@@ -118,7 +119,7 @@ def tell(rows: Sequence[Row], absent: Sequence[str], out: Path) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("evaluate", __doc__)
     parser.add_argument("paths", nargs="*", metavar="folder|list.jsonl|key=value", help="what to evaluate, and keys")
     parser.add_argument("--config", default=DEFAULT_CONFIG, help="YAML of the evaluation")
     parser.add_argument("--labels", nargs="+", help="a name for each folder, in their order")

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from animatediff.config import read_layers, to_dict, to_yaml
+from animatediff.console import Parser
 from animatediff.errors import UserError, nearest, one_line
 from animatediff.files import is_there, read_json
 from animatediff.inference.engine import Engine, Extracted, free_memory
@@ -31,13 +32,6 @@ DEFAULT_CONFIG = "configs/inference/default.yaml"
 MOVED = "configs/moved.yaml"  # old place of a YAML: its place now
 FLAGS = ("ckpt_path", "ref_video_path", "prompt")  # the published program's
 WAIT = timedelta(days=30)  # how long a process whose jobs are done waits for another that is still at work
-
-
-class _Parser(argparse.ArgumentParser):
-    """Mistakes in one line, like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python inference.py --help")
 
 
 def main(arguments: Sequence[str] | None = None, description: str | None = None) -> int:
@@ -72,7 +66,7 @@ def main(arguments: Sequence[str] | None = None, description: str | None = None)
 
 def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.Namespace:
     """The command line of inference.py; UserError for flags that do not exist, with the nearest one or the key."""
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser("infer", description, allow_abbrev=False)
     parser.add_argument(
         "--config",
         action="append",

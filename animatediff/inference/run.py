@@ -19,7 +19,7 @@ from animatediff.files import check_readable, is_there, to_path, to_text
 from animatediff.hub import PUBLISHED
 from animatediff.pipelines import METHODS
 from animatediff.pipelines.method import INPUT_KINDS, Method, Run, WeightFile, attribute
-from animatediff.project import PROJECT, locate
+from animatediff.project import PROJECT, as_called, locate, weights_guide
 
 FORMAT = 2  # of fingerprints: what is in them, and how
 OTHER_PROGRAMS = {"video_path": "ref_video_path", "new_prompt": "prompt"}  # names of other programs' job lists
@@ -261,8 +261,8 @@ def _where_from(path: Path) -> str:
     place = Path(os.path.normpath(PROJECT / path))
     for model in PUBLISHED:
         if any((PROJECT / "models" / file).is_relative_to(place) for file, _ in model.files):
-            return f"fetch it with python scripts/download_models.py --only {model.name}"
-    return "see models/README.md for what goes there"
+            return as_called(f"fetch it with python scripts/download_models.py --only {model.name}")
+    return weights_guide()
 
 
 def check(run: Run) -> None:
