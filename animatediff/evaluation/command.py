@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import transformers
@@ -24,10 +24,9 @@ from animatediff.config import load_config, save_config
 from animatediff.console import Parser
 from animatediff.errors import UserError
 from animatediff.evaluation.evaluate import EvaluationConfig, Row, evaluate, load_tools
-from animatediff.evaluation.plots import save_plots
 from animatediff.evaluation.report import write_report
 from animatediff.evaluation.sources import Item, benchmark_jobs, find_items, missing_jobs, name_methods, read_job_list
-from animatediff.evaluation.tables import problem_lines, summarise, to_csv, to_json, to_markdown
+from animatediff.evaluation.tables import Summary, problem_lines, summarise, to_csv, to_json, to_markdown
 from animatediff.files import check_writable, is_there, write_json, write_jsonl, write_text
 from animatediff.miniature.measure import write_benchmark
 from animatediff.project import as_called, locate
@@ -55,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     methods = list(dict.fromkeys(item.method for item in items))
     if config.baseline not in (None, *methods):
         raise UserError(f"baseline is '{config.baseline}'; expected one of {', '.join(methods)}")
+    save_plots = load_plots() if options.plots else None
     absent = unanswered(read_job_list(config.jobs), items) if config.jobs else []
     tools = load_tools(config)
     for reason in dict.fromkeys(tools.reasons.values()):
@@ -68,10 +68,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_json(out / "evaluation.json", to_json(summary, rows))
     save_config(config, out / "config.yaml")
     write_report(out / "report.html", summary, rows)
-    if options.plots:
+    if save_plots is not None:
         save_plots(out / "plots", summary, rows)
     print(table)
     return tell(rows, absent, out)
+
+
+def load_plots() -> Callable[[Path, Summary, Sequence[Row]], object]:
+    """`save_plots`, whose library is an extra; UserError where that is not installed."""
+    try:
+        from animatediff.evaluation.plots import save_plots
+    except ModuleNotFoundError as error:
+        raise UserError(f"--plots needs {error.name}; pip install {error.name}") from error
+    return save_plots
 
 
 def collect(paths: Sequence[str], labels: Sequence[str] | None) -> list[Item]:

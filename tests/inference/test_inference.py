@@ -177,7 +177,7 @@ def test_dry_run_tells_what_is_missing_and_where_it_comes_from(command: Command,
     place = "models/Motion_Module/v3_sd15_mm.ckpt"
     assert command("--dry-run", "ckpt_path=none.ckpt", f"motion_module_path={place}", reference="none.mp4") == 1
     out = capsys.readouterr().out
-    assert "MISSING  no weights at none.ckpt (adapter); see models/README.md" in out
+    assert f"MISSING  no weights at none.ckpt (adapter); see {PROJECT}/models/README.md" in out
     if not (PROJECT / place).exists():
         assert f"no weights at {place} (motion module); fetch it with python scripts/download_models.py" in out
     assert "MISSING  reference: none.mp4" in out
@@ -298,7 +298,7 @@ BAD_VALUES = [
     ("start=99", "start is 99.0 s, but"),
     ("duration=-1", "duration is -1.0, expected 0 or more"),
     ("num_inference_step=3", "did you mean 'num_inference_steps'?"),
-    ("ckpt_path=none.ckpt", "no weights at none.ckpt (adapter); see models/README.md"),
+    ("ckpt_path=none.ckpt", f"no weights at none.ckpt (adapter); see {PROJECT}/models/README.md for what"),
     ("dtype=fp16", "dtype is fp16, which the CPU cannot sample in; use dtype=fp32 or dtype=bf16"),
     ("method=motionclone ckpt_path= use_reference=false", "use_reference is false, which MotionClone has no use for"),
     ("device=mps", "device is 'mps', which this machine does not have; use device=auto"),
