@@ -22,7 +22,7 @@ CODE = '''"""Names a class of the package {package}, for diffusers' loader."""
 try:
     from {module} import {name}  # noqa: F401
 except ModuleNotFoundError as error:
-    if error.name != "{package}":
+    if (error.name or "").partition(".")[0] != "{package}":
         raise
     raise ImportError("{name} needs the package {package}, which EfficientMT's repository installs") from error
 '''

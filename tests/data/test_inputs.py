@@ -123,6 +123,13 @@ def test_held_drawings_are_counted(tmp_path):
     assert read_frames(write(tmp_path / "on ones.mp4", bar(np.arange(60) / 60)), 16).warnings == ()
 
 
+def test_slow_motion_is_no_held_drawing(tmp_path):
+    """A ramp of grey that creeps: neighbours differ by a few levels everywhere, and none of them is another's copy."""
+    ramp = np.linspace(0, 200, 96)[None, :, None].repeat(64, 0).repeat(3, 2)
+    frames = np.stack([ramp + 2 * step for step in range(16)]).astype(np.uint8)
+    assert read_frames(write(tmp_path / "slow.mp4", frames), 16).warnings == ()
+
+
 # ---------------------------------------------------------------------------------------------- pixels
 
 
