@@ -155,7 +155,7 @@ def make_all(engine: Engine, jobs: Sequence[Job], keep_going: bool) -> list[Job]
         for job in group:
             start = time.perf_counter()
             try:
-                extracted = extracted or extract(engine, job)
+                extracted = extracted or extract_and_warn(engine, job)
                 make(engine, job, extracted, quiet)
                 job.ended(DONE, seconds=time.perf_counter() - start)
             except Exception as error:
@@ -186,8 +186,8 @@ def load(engine: Engine, quiet: bool = False) -> None:
         print(f"{UNTRAINED}: {engine.facts()[UNTRAINED]}")
 
 
-def extract(engine: Engine, job: Job) -> Extracted:
-    """The reference of `job`, and its warnings on stderr."""
+def extract_and_warn(engine: Engine, job: Job) -> Extracted:
+    """The reference of `job`; its warnings go to stderr."""
     extracted = engine.extract(job.run)
     warn(extracted.warnings)
     return extracted

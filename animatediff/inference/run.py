@@ -249,7 +249,7 @@ def weight_files(run: Run) -> list[WeightFile]:
 
 
 def missing_weights(run: Run) -> dict[str, str]:
-    """What the weight files are that are not there -> one line on where they should lie and how to get them."""
+    """For each weight file that is missing: what it is -> one line on where it should lie and how to get it."""
     return {
         file.what: f"no weights at {file.path} ({file.what}); {_where_from(file.path)}"
         for file in weight_files(run)

@@ -362,7 +362,7 @@ def test_nan_in_a_checkpoint(command: Command, tiny_weights: Files):
 
 
 def test_nan_while_sampling(command: Command, monkeypatch):
-    monkeypatch.setattr(cli, "extract", spoiled(cli.extract))
+    monkeypatch.setattr(cli, "extract_and_warn", spoiled(cli.extract_and_warn))
     refused(command, "sampling gave NaN")
 
 
