@@ -189,6 +189,18 @@ def text_of(value: Any) -> str | None:
     return value if isinstance(value, str) else value.value if isinstance(value, yaml.ScalarNode) else None
 
 
+def last_said(name: str, layers: Sequence[Layer], overrides: Sequence[str]) -> str | None:
+    """The last text, not empty, that layers and then `key=value` overrides give for a top-level key."""
+    said = [text_of(value) for layer in layers for key, value in items_of(layer) if key == name]
+    said += [text.partition("=")[2] for text in overrides if text.partition("=")[0] == name]
+    return next((text for text in reversed(said) if text), None)
+
+
+def part_of(config: Any, kind: type[T]) -> T:
+    """The dataclass `kind` filled from the keys of the same names of a dataclass instance."""
+    return kind(**{entry.name: getattr(config, entry.name) for entry in fields(kind)})  # type: ignore[arg-type]
+
+
 def _read_yaml(path: Path) -> yaml.MappingNode:
     try:
         text = path.read_text(encoding="utf-8-sig")

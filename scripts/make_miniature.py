@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
-from animatediff.config import load_config, save_config, to_yaml
+from animatediff.config import load_config, option, save_config, to_yaml
 from animatediff.console import run_command
 from animatediff.errors import UserError
 from animatediff.files import atomic_folder, atomic_path, remove_stale_parts
@@ -60,27 +60,37 @@ STAGES_ON = ("latents.pt", "video")  # of a run that goes on from a model made b
 class StageConfig:
     """Steps, batch per process and peak learning rate of one stage."""
 
-    steps: int
-    batch: int
-    learning_rate: float
+    steps: int = option(1000, "of the optimizer", least=1, most=10_000_000)
+    batch: int = option(4, "per process", least=1, most=4096)
+    learning_rate: float = option(2e-3, "at its peak", least=0, most=1)
 
 
 @dataclass
 class MiniatureConfig:
     """The base model of models/miniature."""
 
-    work: str = "runs/miniature_base"  # checkpoints and intermediate results
-    output: str = "models/miniature"
-    start: str = ""  # folder of a base model made before: the motion stage goes on from it, the others are skipped
-    seed: int = 0
-    clips: int = 8000  # rendered for the VAE; the first `latents` of them train the UNet
-    latents: int = 8000
+    work: str = option("runs/miniature_base", "checkpoints and intermediate results")
+    output: str = option("models/miniature", "where the model goes")
+    start: str = option(
+        "", "folder of a base model made before: the motion stage goes on from it, the others are skipped"
+    )
+    seed: int = option(0, "of everything random", least=0, most=2**31 - 1)
+    clips: int = option(
+        8000, "rendered for the VAE; the first `latents` of them train the UNet", least=1, most=10_000_000
+    )
+    latents: int = option(8000, "clips that train the UNet", least=1, most=10_000_000)
     vae: StageConfig = field(default_factory=lambda: StageConfig(900, 4, 2e-3))
     frames: StageConfig = field(default_factory=lambda: StageConfig(5000, 8, 2e-3))
     motion: StageConfig = field(default_factory=lambda: StageConfig(7800, 2, 2e-3))
-    camera_share: float = 0.5  # of the clips that the motion modules see: those with a moving camera
-    star_weight: float = 3.0  # how much oftener the motion modules see a star: its outline is the hardest to keep
-    spatial_learning_rate: float = 5e-4  # of the spatial layers while the motion modules are trained
+    camera_share: float = option(
+        0.5, "of the clips that the motion modules see: those with a moving camera", least=0, most=1
+    )
+    star_weight: float = option(
+        3.0, "how much oftener the motion modules see a star: its outline is the hardest to keep", least=0.01, most=100
+    )
+    spatial_learning_rate: float = option(
+        5e-4, "of the spatial layers while the motion modules are trained", least=0, most=1
+    )
 
 
 def main() -> int:
@@ -95,12 +105,8 @@ def main() -> int:
         print(f"the bundled jobs are in {write_jobs('assets/references', bundled_jobs(), listing='assets/jobs.jsonl')}")
         return 0
     config = load_config(MiniatureConfig, arguments.config, arguments.overrides)
-    if min(config.clips, config.latents) < 1 or config.latents > config.clips:
+    if config.latents > config.clips:
         raise UserError(f"latents is {config.latents}, expected 1 to clips ({config.clips})")
-    if config.star_weight <= 0:
-        raise UserError(f"star_weight is {config.star_weight}, expected more than 0")
-    if not 0 <= config.camera_share <= 1:
-        raise UserError(f"camera_share is {config.camera_share}, expected a share from 0 to 1")
     if arguments.dry_run:
         stages = STAGES_ON if config.start else STAGES
         done = (f"{'done' if (Path(config.work) / name).exists() else 'to do':6} {name}" for name in stages)

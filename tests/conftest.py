@@ -103,3 +103,18 @@ def command(small_config: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, loa
         return cli.main([*flags, *arguments])
 
     return call
+
+
+@pytest.fixture(scope="session")
+def video_layouts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """kind (2b, 5b, wan) -> the folder of a tiny base of that layout, written once; not to be changed."""
+    from tests.video_layouts import write_layout
+
+    written: dict[str, Path] = {}
+
+    def layout(kind: str) -> Path:
+        if kind not in written:
+            written[kind] = write_layout(tmp_path_factory.mktemp("video_layout") / kind, kind)
+        return written[kind]
+
+    return layout

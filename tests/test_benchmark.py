@@ -10,11 +10,23 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 
-from animatediff.benchmarks import command, commands, guidance, memory, phases, reading, report, sampling, training
+from animatediff.benchmarks import (
+    command,
+    commands,
+    ditflow,
+    guidance,
+    memory,
+    phases,
+    reading,
+    report,
+    sampling,
+    training,
+)
 from animatediff.benchmarks.networks import SCALES, Setup, random_unet, site_channels, stock_unet
 from animatediff.benchmarks.timing import interleave, isolated, summarise
 from animatediff.errors import UserError
 from animatediff.models import Adapter, EfficientMT, build_unet
+from animatediff.pipelines.ditflow import attention_motion_flow
 
 TINY = Setup(scale="tiny", frames=2, height=64, width=64, rounds=1)
 
@@ -228,3 +240,21 @@ def test_reading_measures_a_long_clip_and_short_ones():
         "16 frames of a clip of 0.00833333 h",
         "16 frames of each of 3 short clips",
     ]
+
+
+def test_the_published_form_of_ditflow_s_guided_step_gives_the_same_latents():
+    setup = Setup(scale="tiny", frames=9, height=32, width=48, rounds=1)
+    result = ditflow.ditflow_times(setup)
+    assert list(result["time"]) == list(ditflow.STEPS)
+    assert 0 < max(result["difference"].values()) < 2e-4
+    result["memory"] = {name: {"weights": 2, "peak": 4 if name == "published" else 3} for name in ditflow.STEPS}
+    rows = list(report.rows_of("ditflow", result))
+    assert [row.goal for row in rows if row.goal] == [0.5, 0.35]
+    assert rows[5].value == 0.5
+
+
+def test_a_head_s_map_over_all_tokens_is_the_flow_of_the_product_of_all():
+    query, key = torch.randn(2, 3, 24, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(
+        ditflow.per_head_flow(query, key, (2, 3, 4), 2.0), attention_motion_flow(query, key, 2, 3, 4), atol=1e-5
+    )

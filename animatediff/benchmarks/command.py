@@ -7,9 +7,10 @@
 Parts: step (a guided sampling step with and without reference, and diffusers' network), memory (one backbone against
 the published two), phases (where a transfer's time goes), commands (ten prompts in one run of inference.py against ten
 runs), reading (16 frames of a one-hour clip and of 1,000 short ones), training (a training step), motionclone (its
-guided step). Times are medians over interleaved rounds; ratios are taken round by round. On a CPU ratios are of
-processor time, which other programs disturb least, and the first five parts are meant to take 8 minutes at most on two
-cores with nothing else to do. The table is printed; the JSON holds everything.
+guided step), ditflow (its guided step against the published form, on CogVideoX-2b's widths with fewer blocks; 24 frames
+of 352x240 where nothing else is said). Times are medians over interleaved rounds; ratios are taken round by round. On a
+CPU ratios are of processor time, which other programs disturb least, and the first five parts are meant to take 8
+minutes at most on two cores with nothing else to do. The table is printed; the JSON holds everything.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 
 from animatediff.benchmarks.commands import measure_commands
+from animatediff.benchmarks.ditflow import measure_ditflow
 from animatediff.benchmarks.guidance import measure_guidance
 from animatediff.benchmarks.memory import measure_memory
 from animatediff.benchmarks.networks import SCALES, Setup
@@ -51,8 +53,9 @@ SHARES = {
     "reading": 0.05,
     "training": 0.15,
     "motionclone": 0.15,
+    "ditflow": 0.15,
 }
-WITH_GRADIENTS = ("training", "motionclone")
+WITH_GRADIENTS = ("training", "motionclone", "ditflow")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,6 +97,7 @@ def measure(part: str, setup: Setup, options: argparse.Namespace) -> dict[str, A
         "reading": lambda: measure_reading(rounds=min(setup.rounds, 5)),
         "training": lambda: measure_training(setup),
         "motionclone": lambda: measure_guidance(setup),
+        "ditflow": lambda: measure_ditflow(ditflow_setup(setup, options)),
     }
     return parts[part]()
 
@@ -106,7 +110,7 @@ def build_setup(options: argparse.Namespace) -> Setup:
     setup = Setup(
         scale=options.scale,
         device=device,
-        frames=options.frames,
+        frames=options.frames or 16,
         height=options.height or side,
         width=options.width or side,
         rounds=options.rounds or (3 if on_cpu else 20),
@@ -115,6 +119,11 @@ def build_setup(options: argparse.Namespace) -> Setup:
         if getattr(setup, name) % 64:
             raise UserError(f"{name} is {getattr(setup, name)}, expected a multiple of 64")
     return setup
+
+
+def ditflow_setup(setup: Setup, options: argparse.Namespace) -> Setup:
+    """`setup` at the size at which the published form's maps are large and still fit, where none is given."""
+    return replace(setup, frames=options.frames or 24, height=options.height or 240, width=options.width or 352)
 
 
 def select(only: str, device: str) -> list[str]:
@@ -145,7 +154,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default="", help=f"comma-separated parts of {', '.join(SHARES)} (default: see above)")
     parser.add_argument("--scale", default="sd15", choices=sorted(SCALES), help="shapes of the weights")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--frames", type=positive, default=16, help="of a clip (default 16)")
+    parser.add_argument("--frames", type=positive, help="of a clip (default 16; ditflow 24)")
     parser.add_argument("--height", type=positive, help="of a clip in pixels (default 128 on a CPU, 512 on CUDA)")
     parser.add_argument("--width", type=positive, help="likewise")
     parser.add_argument("--rounds", type=positive, help="measurements of each variant (default 3 on a CPU, 20 on CUDA)")

@@ -120,6 +120,24 @@ def _guidance_rows(result: dict[str, Any]) -> Iterator[Row]:
     yield from _compared("motionclone", result["memory"], words, {"guided, checkpointed": 1.5})
 
 
+def _ditflow_rows(result: dict[str, Any]) -> Iterator[Row]:
+    words = {
+        "published": "the published form of the guided step",
+        "ours, checkpointed": "DiTFlow's guided step, gradient checkpointing",
+        "ours": "DiTFlow's guided step",
+        "plain": "plain step, classifier-free guidance",
+    }
+    for name, values in result["time"].items():
+        yield _timed("ditflow", words[name], values, 0.5 if name == "ours" else None)
+    for name in words:
+        above = result["memory"][name]["peak"] - result["memory"][name]["weights"]
+        base = result["memory"]["published"]["peak"] - result["memory"]["published"]["weights"]
+        ratio, goal = above / max(base, 1), 0.35 if name == "ours, checkpointed" else None
+        yield Row("ditflow", words[name], f"{above / GIB:.2f} GiB above the weights", f"{ratio:.3f}", ratio, goal)
+    largest = max(result["difference"].values())
+    yield Row("ditflow", f"largest difference of latents, at {result['tokens']} tokens", f"{largest:.1e}")
+
+
 READERS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "step": _step_rows,
     "memory": _memory_rows,
@@ -128,6 +146,7 @@ READERS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "reading": _reading_rows,
     "training": _training_rows,
     "motionclone": _guidance_rows,
+    "ditflow": _ditflow_rows,
 }
 
 

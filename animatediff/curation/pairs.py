@@ -48,7 +48,9 @@ from animatediff.curation.selection import (
     write_scores,
 )
 from animatediff.curation.sheet import write_sheet
-from animatediff.data.pairs import MANIFEST, ClipShape, synthetic_groups
+from animatediff.data.pairs import MANIFEST, ClipShape
+from animatediff.data.sources import SOURCES
+from animatediff.data.video import to_levels
 from animatediff.errors import UserError
 from animatediff.evaluation.evaluate import EvaluationConfig, Tools, evaluate_item, load_tools
 from animatediff.evaluation.sources import find_items
@@ -56,7 +58,6 @@ from animatediff.files import check_value, check_writable, load_json, write_json
 from animatediff.inference import cli
 from animatediff.inference.jobs import Job
 from animatediff.inference.run import read_run
-from animatediff.miniature.motions import SPLITS
 from animatediff.pipelines import METHODS
 from animatediff.pipelines.method import Run
 from animatediff.project import locate
@@ -80,7 +81,7 @@ class PairsConfig:
     synthetic_size: int = option(64, "pixels, both sides", least=16, most=1024)
     synthetic_frames: int = option(16, "frames of each", least=2, most=1000)
     synthetic_seed: int = option(0, "of all that is drawn", least=0, most=2**31 - 1)
-    synthetic_split: str = option("train", "which motions and contents", choices=SPLITS)
+    synthetic_split: str = option("train", "which motions and contents: train, or heldout")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,9 +127,9 @@ def inference_flags(path: str | None, method: str) -> list[str]:
 
 
 def make_synthetic(config: PairsConfig, out: Path) -> int:
-    """Render exact pairs of the moving-shape world; what is there already is not rendered again."""
+    """Render exact pairs to order; what is there already is not rendered again."""
     shape = ClipShape(config.synthetic_frames, config.synthetic_size, config.synthetic_size)
-    groups = synthetic_groups(
+    groups = SOURCES[SYNTHETIC].draw(
         config.synthetic_groups, config.synthetic_clips, config.synthetic_seed, config.synthetic_split
     )
     rows = []
@@ -137,7 +138,7 @@ def make_synthetic(config: PairsConfig, out: Path) -> int:
             size = f"{config.synthetic_frames}x{config.synthetic_size}"
             path = out / "pairs" / f"{number:05d}" / f"{place}-{clip.content_hash[:12]}-{size}.mp4"
             if not path.is_file():
-                save_even(path, clip.clip(shape).frames(), 8)
+                save_even(path, to_levels(clip.pixels(shape)), 8)
             rows.append({"path": path.relative_to(out).as_posix(), "group": f"{number:05d}", "caption": clip.caption})
     write_jsonl(out / MANIFEST, rows)
     print(f"{len(groups)} groups of {config.synthetic_clips} exact clips are in {out}; next: training on it")

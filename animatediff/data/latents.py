@@ -188,14 +188,21 @@ class PrecomputedInputs:
         return torch.stack([self._texts[caption] for caption in captions]).to(self.device)
 
 
+@dataclass(frozen=True)
+class PixelReader:
+    """Reads a clip's pixels. Worker processes are sent this, and not the encoder."""
+
+    shape: ClipShape
+
+    def __call__(self, clip: TrainingClip) -> torch.Tensor:
+        return clip.pixels(self.shape)
+
+
 class EncodedInputs:
     """Moments and embeddings from the encoder, as the clips come."""
 
     def __init__(self, encoder: Encoder, shape: ClipShape, device: torch.device) -> None:
-        self.encoder, self.shape, self.device = encoder, shape, device
-
-    def read(self, clip: TrainingClip) -> torch.Tensor:
-        return clip.pixels(self.shape)
+        self.encoder, self.read, self.device = encoder, PixelReader(shape), device
 
     def latents(self, read: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         return self.encoder.latents(torch.stack([self.encoder.moments(pixels) for pixels in read]), noise)

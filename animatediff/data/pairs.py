@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
-import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +16,6 @@ from animatediff.data.decode import VIDEO_SUFFIXES
 from animatediff.data.video import fit_frames, read_frames
 from animatediff.errors import UserError, describe_os_error
 from animatediff.files import Keys, is_file, is_folder, read_jsonl, to_path, to_text
-from animatediff.miniature import motions, world
 
 MANIFEST = "manifest.jsonl"
 ROW: Keys = {"path": str | None, "group": str | int | None, "caption": str | None}  # of its lines
@@ -85,71 +82,6 @@ class FileClip:
         if clip.total < 2:
             raise UserError(f"{self.path} holds {clip.total} frame, so there is no motion to learn")
         return fit_frames(clip.frames, shape.height, shape.width, shape.fit)
-
-
-@dataclass(frozen=True)
-class SyntheticClip:
-    """A clip of the moving-shape world, rendered when it is read."""
-
-    content: world.Content
-    split: str
-    motion_seed: int
-
-    @property
-    def name(self) -> str:
-        return f"motion {self.motion_seed} ({self.split}) with {self.caption}"
-
-    @property
-    def caption(self) -> str:
-        return self.content.caption
-
-    @property
-    def content_hash(self) -> str:
-        return hashlib.sha256(f"{_world_source()} {self!r}".encode()).hexdigest()
-
-    def clip(self, shape: ClipShape) -> world.Clip:
-        """The clip with its ground truth."""
-        motion = world.sample_motion(self.motion_seed, self.split, frames=shape.num_frames)
-        return world.Clip(self.content, motion, (shape.height, shape.width))
-
-    def pixels(self, shape: ClipShape) -> torch.Tensor:
-        return fit_frames(self.clip(shape).frames(), shape.height, shape.width)
-
-
-def synthetic_groups(
-    count: int, clips: int, seed: int, split: str = "train", camera_share: float | None = None
-) -> list[Group]:
-    """`count` motions of the moving-shape world, each with `clips` different contents; all follow from `seed`.
-
-    camera_share: share of the motions that are the camera's; as they are drawn, a quarter, where None.
-    """
-    groups = []
-    for motion_seed in _motion_seeds(count, seed, split, camera_share):
-        contents: dict[str, world.Content] = {}
-        draws = (world.sample_content(motion_seed * 1009 + attempt, split) for attempt in range(64 * clips))
-        for content in draws:
-            contents.setdefault(content.caption, content)
-            if len(contents) == clips:
-                break
-        chosen = tuple(SyntheticClip(content, split, motion_seed) for content in contents.values())
-        groups.append(Group(f"motion {motion_seed}", chosen))
-    return groups
-
-
-def _motion_seeds(count: int, seed: int, split: str, camera_share: float | None) -> list[int]:
-    """The first seeds from seed * 1000003 on that make up `count` motions, `camera_share` of them the camera's."""
-    seeds = itertools.count(seed * 1_000_003)
-    if camera_share is None:
-        return list(itertools.islice(seeds, count))
-    wanted = {True: round(camera_share * count), False: count - round(camera_share * count)}
-    chosen: list[int] = []
-    while len(chosen) < count:
-        candidate = next(seeds)
-        kind = world.sample_motion(candidate, split).moves_camera
-        if wanted[kind]:
-            wanted[kind] -= 1
-            chosen.append(candidate)
-    return chosen
 
 
 def folder_groups(root: str | Path) -> list[Group]:
@@ -276,9 +208,3 @@ def _named_clips(root: Path) -> list[tuple[str, FileClip]]:
             raise UserError(f"{path} has no caption in its name, and {root} no {MANIFEST}; name it by what it shows")
         clips.append((path.parent.name, FileClip(path, caption)))
     return clips
-
-
-@cache
-def _world_source() -> str:
-    """Changes when the world's code does, so that nothing rendered before is mistaken for the present."""
-    return hashlib.sha256((inspect.getsource(world) + inspect.getsource(motions)).encode()).hexdigest()

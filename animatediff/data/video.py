@@ -16,18 +16,21 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from animatediff.data.decode import Recounted, Source, open_source
 from animatediff.errors import UserError
 
 FITS = ("stretch", "crop", "pad", "auto")
+TAKES = ("spread", "first")
+RESAMPLES = ("bilinear", "bicubic")
 _SLACK = 1e-4  # seconds by which a time may miss a frame's border and still count as on it
 _STEADY = 1.1  # long steps between frames by short ones, up to which the rate is constant
 _SAME = 8.0  # levels: the mean of 8 pixels up to which two pictures are one drawing, coded twice
 
 
 @dataclass(frozen=True, eq=False)
-class Clip:
+class DecodedClip:
     """Frames taken from a video, with where they came from."""
 
     frames: np.ndarray  # uint8 [f, h, w, 3] RGB, upright, square pixels
@@ -50,12 +53,14 @@ def read_frames(
     *,
     start: float | None = None,
     duration: float | None = None,
-) -> Clip:
+    take: str = "spread",
+) -> DecodedClip:
     """Read frames of a video file, an animated picture, one image, or a folder of images (natural order, 8 fps).
 
     `num_frames` frames are spread over the clip, or over the part on screen from `start` for `duration` (seconds):
-    by the published rule, or evenly in time where the rate varies by more than 10 %. None takes every frame. With
-    fewer frames than asked, frames repeat and a warning says so. Frames are as a player shows them: turned and
+    by the published rule, or evenly in time where the rate varies by more than 10 %. None takes every frame,
+    `take="first"` the first ones there, one after the other. With fewer frames than asked, frames repeat and a warning
+    says so. Frames are as a player shows them: turned and
     mirrored by the file's flags, square pixels, one field of interlaced ones, PQ and HLG tone mapped, grey as RGB,
     alpha over black; what was changed on the way is in the warnings. Damage past the first frame stops nothing: what
     decodes is used, with a warning. UserError for everything else.
@@ -65,14 +70,14 @@ def read_frames(
         raise UserError(f"num_frames is {num_frames}, expected 1 or more")
     with open_source(path) as source:
         try:
-            numbers = _choose(path, source, num_frames, start, duration)
+            numbers = _choose(path, source, num_frames, start, duration, take)
             frames = source.read(numbers)
         except Recounted:
-            numbers = _choose(path, source, num_frames, start, duration)
+            numbers = _choose(path, source, num_frames, start, duration, take)
             frames = source.read(numbers)
         times = tuple(source.times[i] for i in numbers)
         warnings = [*source.warnings, *_repeats(path, numbers, frames, num_frames)]
-        return Clip(frames, source.fps, tuple(numbers), times, len(source.times), tuple(warnings))
+        return DecodedClip(frames, source.fps, tuple(numbers), times, len(source.times), tuple(warnings))
 
 
 def sample_indices(total: int, num_frames: int) -> np.ndarray:
@@ -100,7 +105,7 @@ def is_steady(times: Sequence[float], tick: float = 0.0) -> bool:
 
 
 def _choose(
-    path: Path, source: Source, num_frames: int | None, start: float | None, duration: float | None
+    path: Path, source: Source, num_frames: int | None, start: float | None, duration: float | None, take: str
 ) -> list[int]:
     """Numbers of the frames to read, ascending."""
     times, end = source.times, source.end
@@ -117,6 +122,8 @@ def _choose(
     last = max(first, max(i for i, time in enumerate(times) if time < stop - _SLACK or i == 0))
     if num_frames is None:
         return list(range(first, last + 1))
+    if take == "first":
+        return [min(first + i, last) for i in range(num_frames)]
     window = times[first : last + 1]
     if is_steady(window, source.tick):
         return [first + int(i) for i in sample_indices(len(window), num_frames)]
@@ -177,34 +184,49 @@ def resolve_size(
     return height, width
 
 
-def fit_frames(frames: np.ndarray | torch.Tensor, height: int, width: int, fit: str = "stretch") -> torch.Tensor:
+def fit_frames(
+    frames: np.ndarray | torch.Tensor, height: int, width: int, fit: str = "stretch", resample: str = "bilinear"
+) -> torch.Tensor:
     """Frames uint8 [f, h, w, 3] as the VAE takes them: float32 [f, 3, height, width] in [-1, 1].
 
     `stretch` is the published preprocessing: both sides are scaled freely. `crop` cuts the centre to the asked
     aspect ratio first; `pad` keeps the whole frame, centred on black. `auto` crops: with the size that
-    `resolve_size` gives there is less than one `multiple` to cut.
+    `resolve_size` gives there is less than one `multiple` to cut. resample: see `_resize`.
     """
     if fit not in FITS:
         raise UserError(f"fit is '{fit}', expected one of {', '.join(FITS)}")
     pixels = torch.as_tensor(frames).permute(0, 3, 1, 2)  # f h w 3 -> f 3 h w
     h, w = pixels.shape[-2:]
     if fit == "stretch":
-        return _normalise(_resize(pixels, height, width))
+        return _normalise(_resize(pixels, height, width, resample))
     if fit == "pad":
         scale = min(height / h, width / w)
         inner_h, inner_w = (max(1, min(side, round(own * scale))) for own, side in ((h, height), (w, width)))
         top, left = (height - inner_h) // 2, (width - inner_w) // 2
         margins = (left, width - inner_w - left, top, height - inner_h - top)
-        return _normalise(F.pad(_resize(pixels, inner_h, inner_w), margins))
+        return _normalise(F.pad(_resize(pixels, inner_h, inner_w, resample), margins))
     cut_h, cut_w = max(1, min(h, round(w * height / width))), max(1, min(w, round(h * width / height)))
     top, left = (h - cut_h) // 2, (w - cut_w) // 2
-    return _normalise(_resize(pixels[..., top : top + cut_h, left : left + cut_w], height, width))
+    return _normalise(_resize(pixels[..., top : top + cut_h, left : left + cut_w], height, width, resample))
 
 
-def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """uint8 [f, 3, h, w] -> uint8 [f, 3, height, width]: bilinear, corners aligned, rounded to whole levels."""
+def to_levels(video: torch.Tensor) -> np.ndarray:
+    """The inverse of `fit_frames` without its resizing: float32 [f, 3, h, w] in [-1, 1] to uint8 [f, h, w, 3]."""
+    return ((video + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()  # f 3 h w -> f h w 3
+
+
+def _resize(pixels: torch.Tensor, height: int, width: int, resample: str) -> torch.Tensor:
+    """uint8 [f, 3, h, w] -> uint8 [f, 3, height, width].
+
+    bilinear: corners aligned, rounded to whole levels, as EfficientMT's published program; bicubic: Pillow's, as
+    DiTFlow's.
+    """
     if pixels.shape[-2:] == (height, width):
         return pixels
+    if resample == "bicubic":
+        images = (Image.fromarray(frame.permute(1, 2, 0).cpu().numpy()) for frame in pixels)  # 3 h w -> h w 3
+        resized = [np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)) for image in images]
+        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)  # f h w 3 -> f 3 h w
     return F.interpolate(pixels.cpu().contiguous(), (height, width), mode="bilinear", align_corners=True)
 
 

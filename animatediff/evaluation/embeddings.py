@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipEmbeddings:
     """A CLIP model with its preprocessing."""
 
     model: Any
@@ -51,7 +51,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Dino:
+class DinoEmbeddings:
     """A DINO model (DINO, DINOv2, or any image model with a pooled output) with its preprocessing."""
 
     model: Any
@@ -65,21 +65,23 @@ class Dino:
         return torch.cat(outputs).cpu()
 
 
-def load_clip(key: str, device: str = "cpu") -> Clip:
+def load_clip(key: str, device: str = "cpu") -> ClipEmbeddings:
     """The CLIP of a hub key or a folder; UserError (one line, why) where it cannot be had or `key` is "none"."""
 
-    def build(local: bool) -> Clip:
+    def build(local: bool) -> ClipEmbeddings:
         model = CLIPModel.from_pretrained(key, local_files_only=local).to(device).eval()
-        return Clip(model, _processor(key, local), CLIPTokenizer.from_pretrained(key, local_files_only=local))
+        return ClipEmbeddings(model, _processor(key, local), CLIPTokenizer.from_pretrained(key, local_files_only=local))
 
     return _fetch("clip", key, build)
 
 
-def load_dino(key: str, device: str = "cpu") -> Dino:
+def load_dino(key: str, device: str = "cpu") -> DinoEmbeddings:
     """The DINO of a hub key or a folder; UserError as load_clip."""
 
-    def build(local: bool) -> Dino:
-        return Dino(AutoModel.from_pretrained(key, local_files_only=local).to(device).eval(), _processor(key, local))
+    def build(local: bool) -> DinoEmbeddings:
+        return DinoEmbeddings(
+            AutoModel.from_pretrained(key, local_files_only=local).to(device).eval(), _processor(key, local)
+        )
 
     return _fetch("dino", key, build)
 

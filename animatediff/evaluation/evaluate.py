@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from animatediff.config import option
 from animatediff.errors import UserError
 from animatediff.evaluation.embeddings import NONE, load_clip, load_dino
 from animatediff.evaluation.measures import (
@@ -16,7 +17,7 @@ from animatediff.evaluation.measures import (
     DinoConsistency,
     Embedded,
     Measure,
-    Motion,
+    MotionFidelity,
     Sample,
     load_measure,
     pick_device,
@@ -30,19 +31,26 @@ from animatediff.evaluation.trackers import Tracker, Tracks, build_tracker
 class EvaluationConfig:
     """What is measured and how. Every key can stand in the YAML and on the command line as key=value."""
 
-    clip: str = "openai/clip-vit-base-patch32"  # a hub key, a folder, or none
-    dino: str = NONE  # likewise, for example facebook/dinov2-small
-    tracker: str = "lucas_kanade"  # or cotracker, where the user has installed it (non-commercial licence)
-    grid: int = 24  # points are taken from a grid x grid division of the first frame
-    cotracker_checkpoint: str = "models/CoTracker/scaled_offline.pth"
-    static: float = 0.25  # pixels: a track's shorter step, within what the tracker trembles, stands still
-    compat: str | None = None  # ditflow: also report motion fidelity as that published script computes it
-    measures: list[str] = field(default_factory=list)  # further ones by name: miniature
-    device: str = "auto"
-    references: str | None = None  # a folder where references are looked for too
-    jobs: str | None = None  # JSON Lines of the jobs that every method should have done
-    baseline: str | None = None  # the method that others are compared with; the first where not given
-    videos: int = 32  # jobs whose videos are put into the HTML report
+    clip: str = option("openai/clip-vit-base-patch32", "a hub key, a folder, or none")
+    dino: str = option(NONE, "likewise, for example facebook/dinov2-small")
+    tracker: str = option("lucas_kanade", "or cotracker, where it is installed (non-commercial licence)")
+    grid: int = option(24, "points are taken from a grid x grid division of the first frame", least=1, most=512)
+    cotracker_checkpoint: str = option("models/CoTracker/scaled_offline.pth", "for tracker=cotracker")
+    static: float = option(
+        0.25,
+        "pixels: a track's shorter step, within what the tracker trembles, stands still",
+        least=0,
+        most=10_000,
+    )
+    compat: str | None = option(
+        None, "ditflow: also report motion fidelity as that published script computes it", choices=("ditflow",)
+    )
+    measures: list[str] = option([], "further ones by name: miniature")
+    device: str = option("auto", "where the models run")
+    references: str | None = option(None, "a folder where references are looked for too")
+    jobs: str | None = option(None, "JSON Lines of the jobs that every method should have done")
+    baseline: str | None = option(None, "the method that others are compared with; the first where not given")
+    videos: int = option(32, "jobs whose videos are put into the HTML report", least=0, most=100_000)
 
 
 @dataclass
@@ -88,17 +96,11 @@ class Tools:
 
 def load_tools(config: EvaluationConfig) -> Tools:
     """Models, tracker and measures. A missing CLIP or DINO becomes the reason of its columns."""
-    if config.static < 0:
-        raise UserError(f"static is {config.static}; expected pixels per frame, such as 0.25")
-    if config.grid < 1:
-        raise UserError(f"grid is {config.grid}; expected 1 or more points to a side")
-    if config.compat not in (None, "ditflow"):
-        raise UserError(f"compat is '{config.compat}'; expected ditflow or nothing")
     device = pick_device(config.device)
     measures: list[Measure] = [Embedded(*try_to_load(load_clip, config.clip, device))]
     if config.dino != NONE:
         measures.append(DinoConsistency(*try_to_load(load_dino, config.dino, device)))
-    measures.append(Motion(config.static, config.compat))
+    measures.append(MotionFidelity(config.static, config.compat))
     measures += [load_measure(name) for name in config.measures]
     measures.append(Cost())
     tracker = build_tracker(config.tracker, config.grid, config.cotracker_checkpoint, device)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from animatediff.errors import UserError, nearest
 from animatediff.evaluation import metrics
 from animatediff.evaluation.camera import global_motion, global_motion_error_per_step
-from animatediff.evaluation.embeddings import Clip, Dino
+from animatediff.evaluation.embeddings import ClipEmbeddings, DinoEmbeddings
 from animatediff.evaluation.trackers import Tracks
 
 Frames = NDArray[np.uint8]
@@ -68,7 +68,7 @@ class Measure(Protocol):
 class Embedded:
     """Temporal consistency and text alignment by CLIP, as the papers report them."""
 
-    clip: Clip | None
+    clip: ClipEmbeddings | None
     reason: str | None = None
     columns = (
         Column("temporal_consistency", "temporal consistency", "higher"),
@@ -93,7 +93,7 @@ class Embedded:
 class DinoConsistency:
     """Temporal consistency by DINO, which looks at the subject's shape and texture more than at its name."""
 
-    dino: Dino | None
+    dino: DinoEmbeddings | None
     reason: str | None = None
     columns = (Column("dino_consistency", "DINO consistency", "higher"),)
 
@@ -105,7 +105,7 @@ class DinoConsistency:
 
 
 @dataclass(frozen=True)
-class Motion:
+class MotionFidelity:
     """Motion fidelity, track distance and global motion error from the tracks of output and reference."""
 
     static: float  # pixels: a shorter step stands still

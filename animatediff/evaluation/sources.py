@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from animatediff.data.decode import VIDEO_SUFFIXES, Recounted, open_source
 from animatediff.data.images import natural_key
-from animatediff.data.video import FITS, fit_frames, read_frames
+from animatediff.data.video import FITS, fit_frames, read_frames, to_levels
 from animatediff.errors import UserError, one_line, shown
 from animatediff.files import (
     Keys,
@@ -243,16 +243,17 @@ def read_reference(item: Item, shape: tuple[int, int, int], folder: Path | None 
     if path is None:
         raise UserError(f"its reference {item.reference} is missing; references=FOLDER says where to look")
     record = item.record
+    config = record.get("config") or record
     indices = (record.get("reference_frames") or {}).get("indices")
     if indices is None:
-        config = record.get("config") or record
         pixels = read_frames(path, frames, start=config.get("start"), duration=config.get("duration")).frames
     elif len(indices) != frames:
         raise UserError(f"the video has {frames} frames, but {len(indices)} of its reference were used")
     else:
         pixels = _read_indices(path, indices)
-    fitted = fit_frames(pixels, height, width, record.get("fit", "stretch"))  # f 3 h w, -1..1
-    return ((fitted + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()  # f h w 3
+    fit, resample = record.get("fit", "stretch"), config.get("resample", "bilinear")
+    fitted = fit_frames(pixels, height, width, fit, resample)  # f 3 h w, -1..1
+    return to_levels(fitted)
 
 
 def _read_indices(path: Path, indices: Sequence[int]) -> Frames:

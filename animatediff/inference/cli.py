@@ -25,7 +25,7 @@ from animatediff.inference.engine import Engine, Extracted, free_memory
 from animatediff.inference.jobs import ALREADY_DONE, DONE, FAILED, TO_DO, Job, plan, read_jobs, share, table
 from animatediff.inference.outputs import write
 from animatediff.inference.run import missing_weights, read_run, reference_key, run_of, weight_files
-from animatediff.pipelines.method import UNTRAINED, Run
+from animatediff.pipelines.method import UNTRAINED, Run, attribute
 from animatediff.project import PROJECT, locate
 
 DEFAULT_CONFIG = "configs/inference/default.yaml"
@@ -195,10 +195,12 @@ def extract_and_warn(engine: Engine, job: Job) -> Extracted:
 
 def make(engine: Engine, job: Job, extracted: Extracted, quiet: bool = False) -> None:
     """Generate one video, with a bar, and write it."""
-    with tqdm(desc="sampling", leave=False, disable=quiet or None) as bar:
+    phase = attribute(engine.method, "phase", lambda _run, _step: "sampling")
+    with tqdm(desc=phase(job.run, 0), leave=False, disable=quiet or None) as bar:
 
         def stepped(step: int, steps: int, _latents: Any) -> None:
             bar.total = steps
+            bar.set_description(phase(job.run, step + 1), refresh=False)
             bar.update(step + 1 - bar.n)
 
         result = engine.make(job.run, extracted, stepped)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from accelerate import PartialState
 from diffusers.utils.import_utils import is_xformers_available
 
 from animatediff.data.conditions import read_conditions
-from animatediff.data.video import fit_frames, read_frames, resolve_size
+from animatediff.data.video import fit_frames, read_frames, resolve_size, to_levels
 from animatediff.errors import UserError, one_line
 from animatediff.inference.run import (
     check,
@@ -30,7 +30,7 @@ from animatediff.inference.run import (
 )
 from animatediff.memory import peak_memory
 from animatediff.pipelines import METHODS
-from animatediff.pipelines.method import OnStep, Run, attribute
+from animatediff.pipelines.method import Made, OnStep, Run, attribute
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LESS_MEMORY = "offload=model (or sequential), dtype=bf16, a smaller height and width, or fewer num_frames"
@@ -61,6 +61,7 @@ class Result:
     warnings: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     peak_memory: int | None = None
+    files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)  # beside the video, see Made
 
 
 class Engine:
@@ -152,7 +153,7 @@ class Engine:
             height, width = extracted.pixels.shape[1:3]
             inputs, warnings = self._inputs(run, height, width)
             sized = {"num_frames": len(extracted.pixels), "height": height, "width": width}
-            frames = self.method.generate(
+            made = self.method.generate(
                 pipe,
                 extracted.motion,
                 inputs,
@@ -161,11 +162,12 @@ class Engine:
                 torch.Generator().manual_seed(run.seed),
                 on_step or _ignore,
             )
+            frames, files = (made.frames, made.files) if isinstance(made, Made) else (made, {})
             if not np.isfinite(frames).all():
                 raise UserError(
                     f"sampling gave NaN in {run.dtype}; use dtype=fp32 or dtype=bf16, or a lower guidance_scale"
                 )
-            notes = attribute(self.method, "notes", lambda _pipe, _run: [])(pipe, run)
+            notes = attribute(self.method, "notes", lambda *_: [])(pipe, run, extracted.motion)
             return Result(
                 frames,
                 extracted,
@@ -173,6 +175,7 @@ class Engine:
                 (*extracted.warnings, *warnings, *notes),
                 self.method.facts(pipe, extracted.motion),
                 peak_memory(self.device),
+                files,
             )
 
     def _load(self) -> Any:
@@ -201,7 +204,9 @@ class Engine:
         started = time.perf_counter()
         pipe = self.load()
         if frames is None:
-            clip = read_frames(run.ref_video_path, run.num_frames, start=run.start, duration=run.duration)
+            clip = read_frames(
+                run.ref_video_path, run.num_frames, start=run.start, duration=run.duration, take=run.take
+            )
             frames, indices, total = clip.frames, clip.indices, clip.total
             pace, warnings = clip.pace, clip.warnings
         else:
@@ -210,8 +215,8 @@ class Engine:
         rows, columns = frames.shape[1:3]
         multiple = getattr(pipe, "size_multiple", 8)
         height, width = resolve_size(rows, columns, run.height, run.width, run.fit, multiple)
-        video = fit_frames(frames, height, width, run.fit)
-        pixels = ((video + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()  # f 3 h w -> f h w 3
+        video = fit_frames(frames, height, width, run.fit, run.resample)
+        pixels = to_levels(video)
         inputs, more = self._inputs(run, height, width)
         generator = torch.Generator().manual_seed(run.seed_of_reference)
         motion = self.method.extract(pipe, video, inputs, run, settings_of(run), generator)

@@ -30,6 +30,8 @@ def write(job: Job, result: Result) -> None:
             save_frames(new(job.frames), pixels)
         if run.side_by_side:
             save_video(new(job.beside), side_by_side(result.reference.pixels, pixels), fps)
+        for ending, save in result.files.items():
+            save(new(job.output.with_name(job.output.stem + ending)))
         write_json(new(job.sidecar), sidecar(job, result, pixels.shape, fps))
 
 

@@ -13,11 +13,11 @@ from typing import Any, get_type_hints
 import torch
 import yaml
 
-from animatediff.config import Layer, default_of, fill, items_of, read_layers, text_of, update_config
-from animatediff.errors import UserError, describe_os_error, nearest
+from animatediff.config import Layer, default_of, fill, items_of, last_said, read_layers, update_config
+from animatediff.errors import UserError, describe_os_error
 from animatediff.files import check_readable, is_there, to_path, to_text
 from animatediff.hub import PUBLISHED
-from animatediff.pipelines import METHODS
+from animatediff.pipelines import METHODS, method_named
 from animatediff.pipelines.method import INPUT_KINDS, Method, Run, WeightFile, attribute
 from animatediff.project import PROJECT, as_called, locate, weights_guide
 
@@ -39,13 +39,6 @@ def _rebuilt(method: str, values: dict[str, Any]) -> Run:
     return run_schema(method)(**values)
 
 
-def method_named(name: str) -> Method:
-    """The method of that name; UserError, with the nearest known one, where there is none."""
-    if name not in METHODS:
-        raise UserError(f"method is '{name}'; {nearest(name, list(METHODS))}")
-    return METHODS[name]
-
-
 def run_schema(name: str) -> type[Run]:
     """The dataclass of a method's run: Run with the method's defaults, its Files, its inputs, and its section."""
     method = method_named(name)
@@ -59,6 +52,7 @@ def run_schema(name: str) -> type[Run]:
         metadata = dict(entry.metadata)
         if entry.name in limits:
             metadata["least"], metadata["most"] = limits[entry.name]
+        metadata["choices"] = attribute(method, "choices", {}).get(entry.name, metadata["choices"])
         own.append((entry.name, get_type_hints(Run)[entry.name], field(default=default, metadata=metadata)))
     hints = get_type_hints(method.Files)
     for entry in fields(method.Files):
@@ -99,9 +93,7 @@ def read_run(
 def run_of(layers: Sequence[Layer], overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> Run:
     """As `read_run`, from layers that were read before."""
     flags: Layer = ("the command line", dict(given or {}))
-    names = [text_of(value) for layer in [*layers, flags] for name, value in items_of(layer) if name == "method"]
-    names += [text.partition("=")[2] for text in overrides if text.partition("=")[0] == "method"]
-    method = next((name for name in reversed(names) if name), next(iter(METHODS)))
+    method = last_said("method", [*layers, flags], overrides) or next(iter(METHODS))
     schema = run_schema(method)
     said = [{name for name, _ in items_of(layer)} for layer in [*layers, flags]]
     later = {text.partition("=")[0] for text in overrides}
@@ -294,7 +286,7 @@ def check(run: Run) -> None:
 def reference_key(run: Run) -> str:
     """Jobs with equal keys share one reference pass."""
     method = METHODS[run.method]
-    names = {"ref_video_path", "num_frames", "height", "width", "fit", "start", "duration"}
+    names = {"ref_video_path", "num_frames", "height", "width", "fit", "resample", "take", "start", "duration"}
     settings = settings_of(run)
     values = [getattr(run if name in COMMON else settings, name) for name in sorted(names | method.reference_keys)]
     return json.dumps([run.method, run.seed_of_reference, *values])

@@ -50,11 +50,15 @@ class Job:
 
 
 def heldout_jobs(
-    count: int = JOBS, frames: int = 16, size: tuple[int, int] = (64, 64), anchored: bool = True
+    count: int = JOBS,
+    frames: int = 16,
+    size: tuple[int, int] = (64, 64),
+    anchored: bool = True,
+    layout: str = "shared",
 ) -> list[Job]:
     """The first `count` held-out jobs, always the same: motion families in turn, contents that share no colour.
 
-    For `anchored` see `Clip`; motions, contents and prompts are the same either way.
+    For `anchored` and `layout` see `Clip`; motions, contents and prompts are the same whatever they are.
     """
     jobs = []
     for number in range(count):
@@ -63,7 +67,7 @@ def heldout_jobs(
         shown = sample_content(2 * seed, "heldout")
         candidates = (sample_content(2 * seed + 1 + k * FIRST_SEED, "heldout") for k in range(1000))
         wanted = next(c for c in candidates if c.colour != shown.colour and c.shape != shown.shape)
-        reference = Clip(shown, sample_motion(seed, "heldout", family, frames), size, anchored)
+        reference = Clip(shown, sample_motion(seed, "heldout", family, frames), size, anchored, layout)
         jobs.append(Job(f"{number:02d}-{family}", reference, wanted, seed=1000 + number))
     return jobs
 

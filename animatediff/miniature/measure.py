@@ -20,6 +20,7 @@ from animatediff.files import write_json
 from animatediff.miniature.heldout import JOBS, Job, heldout_jobs, score, write_jobs
 
 FPS = 8
+INDEPENDENT = {"moved-marks": "shared", "turned-marks": "turned", "scattered-marks": "scattered"}  # folder: layout
 SHARES = ("colour", "shape", "background", "leak")
 
 
@@ -63,13 +64,15 @@ def write_benchmark(folder: str | Path, count: int = JOBS) -> list[Path]:
     """Render what the miniature is evaluated on into `folder`.
 
     references/ and reversed/ hold the references, forwards and backwards, each with the jobs.jsonl that inference.py
-    reads; independent/ holds those whose camera moves with the background's marks where the content puts them, not the
-    motion; exact/ holds the perfect answers as if they were outputs, the upper bound of every measure.
+    reads; moved-marks/, turned-marks/ and scattered-marks/ hold those whose camera moves, with the background's marks
+    where the content puts them, not the motion: on the grid of training moved elsewhere, turned as well, or at random
+    places. exact/ holds the perfect answers as if they were outputs, the upper bound of every measure.
     """
     folder, jobs = Path(folder), heldout_jobs(count)
     lists = [write_jobs(folder / "references", jobs), write_jobs(folder / "reversed", jobs, backwards=True)]
-    independent = [job for job in heldout_jobs(count, anchored=False) if job.reference.motion.moves_camera]
-    lists.append(write_jobs(folder / "independent", independent))
+    for name, layout in INDEPENDENT.items():
+        drawn = heldout_jobs(count, anchored=False, layout=layout)
+        lists.append(write_jobs(folder / name, [job for job in drawn if job.reference.motion.moves_camera]))
     for job in jobs:
         output, frames = folder / "exact" / f"{job.name}.mp4", job.wanted.frames()
         reference = str(folder / "references" / f"{job.name}.mp4")
@@ -90,9 +93,10 @@ def _plays_backwards(sample: Sample, job: Job) -> bool:
         return False
     shown = sample.reference.astype(np.int16)
     away = {}
-    for anchored in (True, False):
-        clip = replace(job.reference, anchored=anchored).frames().astype(np.int16)
-        away[anchored, False], away[anchored, True] = (np.abs(shown - c).mean() for c in (clip, clip[::-1]))
+    for marks in (("shared", True), *((layout, False) for layout in INDEPENDENT.values())):
+        layout, anchored = marks
+        clip = replace(job.reference, anchored=anchored, layout=layout).frames().astype(np.int16)
+        away[marks, False], away[marks, True] = (np.abs(shown - c).mean() for c in (clip, clip[::-1]))
     return min(away, key=lambda way: away[way])[1]
 
 

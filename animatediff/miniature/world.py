@@ -39,6 +39,7 @@ SWELL = 0.36  # of a stripe's texture: at each mark, so that sliding along the s
 PUFFS, HAZE = 0.6, 0.22  # of a cloudy background's texture: its marks, and each of three waves of its own
 BEND = 0.25  # of each of three slow waves that displace the marks of a cloudy background, in radians
 SHADE = 0.24  # depth of the subject's own texture, as a share of its colour
+LAYOUTS = ("shared", "turned", "scattered")  # of a background's marks
 HELD_OUT_CONTENT = 6  # one combination in six is kept for evaluation
 
 
@@ -91,12 +92,15 @@ class Clip:
 
     `anchored`: the motion's origin places the ground's marks, so clips that share a motion share those places.
     Otherwise the content's own seed places them, and two clips of one motion share nothing but the motion.
+    `layout`, one of LAYOUTS: shared, the grid of marks that all training clips have; turned, the same grid turned by
+    an angle of the content's own; scattered, marks at random places, as many as the grid has.
     """
 
     content: Content
     motion: Motion
     size: tuple[int, int] = (64, 64)
     anchored: bool = True
+    layout: str = "shared"
 
     @property
     def caption(self) -> str:
@@ -193,7 +197,7 @@ def render(clip: Clip) -> NDArray[np.uint8]:
     rng = np.random.default_rng([content.texture, 5])
     still = not motion.moves_camera
     marked = (world[:1] if still else world) + clip.origin.astype(np.float32)
-    texture = _background(content.pattern, marked, rng)  # f or 1, h w
+    texture = _background(content.pattern, _laid_out(marked, clip), rng, clip.layout == "scattered")  # f or 1, h w
     ground = np.asarray(GROUNDS[content.ground], np.float32) + CONTRAST * texture[..., None]
     local = _to_local(world, motion)  # f h w 2
     pixel = 1 / (RADIUS * motion.scale * motion.zoom * clip.unit)
@@ -215,21 +219,44 @@ def _to_local(world: Pixels, motion: Motion) -> Pixels:
     return np.stack([cos * x + sin * y, cos * y - sin * x], axis=-1)
 
 
-def _background(pattern: str, ground: Pixels, rng: np.random.Generator) -> Pixels:
+def _laid_out(ground: Pixels, clip: Clip) -> Pixels:
+    """Points of the ground [..., 2] where the clip's layout has the grid of marks straight: [..., 2]."""
+    own = np.random.default_rng([clip.content.texture, 11])
+    if clip.layout == "turned":
+        angle = own.uniform(np.pi / 9, np.pi / 3.5)
+        x, y = ground[..., 0], ground[..., 1]
+        turned = [np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y]
+        return np.stack(turned, axis=-1).astype(np.float32)
+    return ground
+
+
+def _background(pattern: str, ground: Pixels, rng: np.random.Generator, scattered: bool = False) -> Pixels:
     """The texture of a background at points of the ground [..., 2]: values in [-1, 1], [...].
 
     Every pattern is made of light marks at the same points of the ground, the corners and centres of a grid WAVES to a
-    unit: checks, dots, ridges that run through them, or puffs that lie near them in a haze.
+    unit: checks, dots, ridges that run through them, or puffs that lie near them in a haze. `scattered`: the marks, as
+    large and as many, lie at random places, and stripes swell there.
     """
     u, v = (np.float32(2 * np.pi * WAVES) * ground[..., axis] for axis in (0, 1))
+    anywhere = _scattered(ground, rng) if scattered else None
     if pattern == "striped":  # diagonal
-        return (1 - SWELL) * np.cos(u - v) + SWELL * np.cos(u + v)
+        return (1 - SWELL) * np.cos(u - v) + SWELL * (np.cos(u + v) if anywhere is None else 2 * anywhere)
     if pattern == "cloudy":
         haze = HAZE * _waves(ground, rng, 0.7, 1.6)
         u, v = (angle + BEND * _waves(ground, rng, 0.5, 1.1) for angle in (u, v))
-        return np.clip(PUFFS * np.cos(u) * np.cos(v) + haze, -1, 1)
-    marks = np.cos(u) * np.cos(v)
+        return np.clip(PUFFS * (np.cos(u) * np.cos(v) if anywhere is None else anywhere) + haze, -1, 1)
+    marks = np.cos(u) * np.cos(v) if anywhere is None else anywhere
     return np.tanh(4 * marks) if pattern == "checkered" else 2 / (1 + np.exp(-9 * (marks - 0.3))) - 1
+
+
+def _scattered(ground: Pixels, rng: np.random.Generator) -> Pixels:
+    """A random field of the grid's wave length and strength at points of the ground [..., 2]: about -1 to 1, [...]."""
+    count, total = 12, np.zeros_like(ground[..., 0])
+    for heading in np.pi * (np.arange(count) + rng.random(count)) / count:
+        along = np.cos(heading) * ground[..., 0] + np.sin(heading) * ground[..., 1]
+        start = np.float32(rng.uniform(0, 2 * np.pi))
+        total += np.cos(np.float32(2 * np.pi * WAVES * np.sqrt(2)) * along.astype(np.float32) + start)
+    return np.clip(total / np.sqrt(2 * count), -1, 1)  # the deviation of cos u cos v: a half
 
 
 def _waves(ground: Pixels, rng: np.random.Generator, lowest: float, highest: float) -> Pixels:

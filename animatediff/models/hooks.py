@@ -8,24 +8,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 
+Key = TypeVar("Key")
+
+
 @contextmanager
 def capture(
-    modules: Mapping[str, nn.Module], keep: Callable[[Any], Any] = lambda output: output
-) -> Iterator[dict[str, Any]]:
+    modules: Mapping[Key, nn.Module], keep: Callable[[Any], Any] = lambda output: output
+) -> Iterator[dict[Key, Any]]:
     """Yield a dictionary that fills, while the network runs, with `keep(output)` of each of `modules`.
 
     The keys are those of `modules`. A module that runs twice leaves its last output. Gradients flow through what
     was captured; the network computes exactly what it computes without `capture`.
     """
-    outputs: dict[str, Any] = {}
+    outputs: dict[Key, Any] = {}
 
-    def recorder(name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def recorder(name: Key) -> Callable[[nn.Module, Any, Any], None]:
         def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
             outputs[name] = keep(output)
 

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator, Mapping
-
+from animatediff.errors import UserError, nearest
 from animatediff.pipelines.method import Method
+from animatediff.tables import Table
 
-__all__ = ["METHODS", "Method", "Methods"]
+__all__ = ["METHODS", "Method", "Methods", "method_named"]
 
 
-class Methods(Mapping[str, Method]):
-    """A mapping name -> Method; an entry "module:NAME" is imported when it is first used."""
+class Methods(Table[Method]):
+    """A mapping name -> Method."""
 
-    def __init__(self, entries: Mapping[str, str]) -> None:
-        self._entries: dict[str, str | Method] = dict(entries)
 
-    def register(self, name: str, method: str | Method) -> None:
-        """Add a method, or replace one: "module:NAME", or the Method itself."""
-        self._entries[name] = method
-
-    def __getitem__(self, name: str) -> Method:
-        entry = self._entries[name]
-        if isinstance(entry, str):
-            module, _, attribute = entry.partition(":")
-            entry = self._entries[name] = getattr(importlib.import_module(module), attribute)
-        return entry
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+def method_named(name: str) -> Method:
+    """The method of that name; UserError, with the nearest known one, where there is none."""
+    if name not in METHODS:
+        raise UserError(f"method is '{name}'; {nearest(name, list(METHODS))}")
+    return METHODS[name]
 
 
 METHODS = Methods(
     {
         "efficientmt": "animatediff.pipelines.efficientmt.method:METHOD",
         "motionclone": "animatediff.pipelines.motionclone.method:METHOD",
+        "ditflow": "animatediff.pipelines.ditflow.method:METHOD",
     }
 )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 
-from animatediff.config import option
-from animatediff.data.video import FITS
+from animatediff.config import option, part_of
+from animatediff.data.video import FITS, RESAMPLES, TAKES
 
 T = TypeVar("T")
 OnStep = Callable[[int, int, torch.Tensor], None]  # (step from 0, steps, latents), after each step
@@ -42,6 +42,8 @@ class Run:
     height: int = option(512, "pixels", least=1, most=MAX_SIDE)
     width: int = option(512, "pixels", least=1, most=MAX_SIDE)
     fit: str = option("stretch", "how frames are brought to height x width; auto keeps the clip's shape", choices=FITS)
+    resample: str = option("bilinear", "how frames are resized", choices=RESAMPLES)
+    take: str = option("spread", "frames spread over the clip, or the first at its own rate", choices=TAKES)
     start: float | None = option(None, "seconds into the reference", least=0)
     duration: float | None = option(None, "seconds of the reference", least=0)
 
@@ -75,7 +77,7 @@ class Run:
 
     def part(self, kind: type[T]) -> T:
         """The dataclass `kind` filled from this run's keys of the same names: `run.part(Files)`."""
-        return kind(**{entry.name: getattr(self, entry.name) for entry in fields(kind)})  # type: ignore[arg-type]
+        return part_of(self, kind)
 
     @property
     def seed_of_reference(self) -> int:
@@ -107,13 +109,22 @@ class WeightFile:
     optional: bool = False
 
 
+@dataclass(frozen=True)
+class Made:
+    """A new video (f h w 3) in [0, 1], and files beside it: how the name goes on -> what writes the file."""
+
+    frames: np.ndarray
+    files: Mapping[str, Callable[[Path], None]]
+
+
 @runtime_checkable
 class Method(Protocol):
     """One method: its folder under pipelines/ holds everything else that is known of it.
 
-    A method may also have: `limits` {common key: (least, most)}, tighter ranges; `unused`, the common keys that it has
-    no use for, refused where they are set; `aliases` {other programs' key: key or section.key}; `renamed` {a key's old
-    name: its new one}, refused with the new one; `notes(pipe, run) -> list[str]`, warnings about one run.
+    A method may also have: `limits` {common key: (least, most)}, tighter ranges; `choices` {common key: names}, its own
+    ones; `unused`, the common keys that it has no use for, refused where they are set; `aliases` {other programs' key:
+    key or section.key}; `renamed` {a key's old name: its new one}, refused with the new one; `notes(pipe, run,
+    reference) -> list[str]`, warnings about one run; `phase(run, i) -> str`, what step i is called while it runs.
     """
 
     name: str  # the YAML section and the folder
@@ -154,8 +165,11 @@ class Method(Protocol):
         settings: Any,
         rng: torch.Generator,
         on_step: OnStep,
-    ) -> np.ndarray:
-        """The new video (f h w 3) in [0, 1]. `on_step` follows every step; an exception raised in it ends the run."""
+    ) -> np.ndarray | Made:
+        """The new video (f h w 3) in [0, 1]. `on_step` follows every step; an exception raised in it ends the run.
+
+        Or a Made, where more is to be written beside it.
+        """
 
     def facts(self, pipe: Any, reference: Any) -> dict[str, Any]:
         """Extra fields of the sidecar; `reference` is None before there is one."""

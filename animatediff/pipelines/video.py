@@ -1,4 +1,4 @@
-"""What the pipelines of all methods share: diffusers' AnimateDiffPipeline around one VideoUNet."""
+"""What pipelines share: one request at a time; and, around one VideoUNet, diffusers' AnimateDiffPipeline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AnimateDiffPipeline
+from diffusers import AnimateDiffPipeline, DiffusionPipeline
 from diffusers.video_processor import VideoProcessor
 from einops import rearrange
 from torch import nn
@@ -28,21 +28,11 @@ PREDICTIONS = ("epsilon", "v_prediction")  # what a backbone may predict, in dif
 REFERENCE_TIMESTEP = 400  # the published runs' noise level of the reference pass
 
 
-class VideoPipeline(AnimateDiffPipeline):
-    """diffusers' AnimateDiffPipeline whose motion modules live in `unet` only: encoding, decoding, text, offloading.
+class OneAtATime(DiffusionPipeline):
+    """A pipeline that is one resource: what runs its networks does so inside `exclusive`. `_lock` is made with it."""
 
-    One pipeline is one resource: what runs its networks does so inside `exclusive`.
-    """
-
+    _lock: threading.RLock
     lora_warnings: Sequence[str] = ()  # of the LoRAs that were loaded onto it, one line each
-
-    def _set_up(self, **components: Any) -> None:
-        """Stands for AnimateDiffPipeline's __init__, which would ask for a MotionAdapter. A component may be None."""
-        super(AnimateDiffPipeline, self).__init__()
-        self._lock = threading.RLock()
-        self.register_modules(**components)
-        self.vae_scale_factor = 8 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
-        self.video_processor = VideoProcessor(do_resize=False, vae_scale_factor=self.vae_scale_factor)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -55,6 +45,18 @@ class VideoPipeline(AnimateDiffPipeline):
                 yield
             finally:
                 self.maybe_free_model_hooks()
+
+
+class VideoPipeline(OneAtATime, AnimateDiffPipeline):
+    """diffusers' AnimateDiffPipeline whose motion modules live in `unet` only: encoding, decoding, text, offloading."""
+
+    def _set_up(self, **components: Any) -> None:
+        """Stands for AnimateDiffPipeline's __init__, which would ask for a MotionAdapter. A component may be None."""
+        super(AnimateDiffPipeline, self).__init__()
+        self._lock = threading.RLock()
+        self.register_modules(**components)
+        self.vae_scale_factor = 8 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.video_processor = VideoProcessor(do_resize=False, vae_scale_factor=self.vae_scale_factor)
 
     @property
     def size_multiple(self) -> int:

@@ -5,30 +5,33 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
 
+from animatediff.config import to_dict
 from animatediff.errors import UserError, one_line
 from animatediff.files import Keys, atomic_folder, check_object, is_file, remove_stale_parts
-from animatediff.models.adapter import Adapter
+from animatediff.training.config import TrainingConfig
+from animatediff.training.objective import Fingerprint, Objective
 from animatediff.training.optimizer import averaged
 
 _NAME = re.compile(r"step-(\d{8})")
-ARCHITECTURE: Keys = {"site_channels": dict[str, int], "use_scaler": bool}  # of the adapter's config
 STATE: Keys = {
     "step": int,
     "samples": int,
     "data": str,
-    "architecture": ARCHITECTURE,
+    "architecture": dict,
     "weights": dict,
     "optimizer": dict,
     "average": dict | None,
     "scaler": dict | None,
 }
+LATER: Keys = {"clips": str, "settings": dict}  # what the first checkpoints lack
 
 
 @dataclass
@@ -37,43 +40,44 @@ class Progress:
     randomness follow from it and the seed, the learning rates from `step`.
     """
 
-    adapter: Adapter
+    objective: Objective
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     average: EMAModel | None
     scaler: torch.amp.GradScaler | None
     step: int = 0
     samples: int = 0
-    steps_before: int = 0  # of the adapter that the run started from
 
 
-def save_checkpoint(output: str | Path, progress: Progress, data: str, keep: int) -> Path:
-    """Write the checkpoint of `progress`, then delete all but the newest `keep` (0 keeps all).
+def save_checkpoint(progress: Progress, config: TrainingConfig, processes: int = 1) -> Path:
+    """Write the checkpoint of `progress` into the run's output, then delete all but its newest `keep_checkpoints`.
 
-    adapter/ is what inference loads: the averaged weights where an average is kept. `data` identifies the clips.
-    UserError where it cannot be written (disk full); older checkpoints stay.
+    adapter/ is what inference loads: the averaged weights where an average is kept. UserError where it cannot be
+    written (disk full); older checkpoints stay.
     """
-    parent = Path(output) / "checkpoints"
-    folder = parent / f"step-{progress.step:08d}"
+    folder = Path(config.output) / "checkpoints" / f"step-{progress.step:08d}"
     with atomic_folder(folder) as part:
-        _write_adapter(part / "adapter", progress)
-        torch.save(_state(progress, data), part / "state.pt")
-    if keep:
-        for old in list_checkpoints(output)[:-keep]:
+        (part / "adapter").mkdir()
+        _write(part / "adapter", progress)
+        torch.save(_state(progress, config, processes), part / "state.pt")
+    if config.keep_checkpoints:
+        for old in list_checkpoints(config.output)[: -config.keep_checkpoints]:
             shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
-def save_adapter(folder: str | Path, progress: Progress) -> None:
-    """Write the adapter as inference loads it, in place of any that is there."""
+def save_result(folder: str | Path, progress: Progress) -> None:
+    """Write what inference loads, in place of any that is there."""
     with atomic_folder(folder) as part:
-        _write_adapter(part, progress)
+        _write(part, progress)
 
 
-def load_checkpoint(folder: str | Path, progress: Progress, data: str) -> list[str]:
+def load_checkpoint(folder: str | Path, progress: Progress, config: TrainingConfig, processes: int = 1) -> list[str]:
     """Take up the run at the checkpoint in `folder`; returns what a person should know, one line each.
 
-    UserError where there is no checkpoint, it is damaged, or belongs to another architecture.
+    That is every key of `config` that decides the result, and the number of processes, where it was another then, and
+    whether the clips or their order are other ones. UserError where there is no checkpoint, it is damaged, or belongs
+    to another architecture.
     """
     path = Path(folder) / "state.pt"
     if not is_file(path):
@@ -82,9 +86,9 @@ def load_checkpoint(folder: str | Path, progress: Progress, data: str) -> list[s
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zip and pickle raise unrelated classes for a damaged file
         raise UserError(f"{path} is damaged ({one_line(error)[:120]}); resume from an older checkpoint") from error
-    _check_architecture(path, state, progress)
+    _check_architecture(path, state, progress.objective.architecture)
     try:
-        progress.adapter.load_state_dict(state["weights"])
+        progress.objective.module.load_state_dict(state["weights"])
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not hold the weights of its architecture ({one_line(error)[:120]})") from error
     _load_optimizer(progress.optimizer, state["optimizer"], path)
@@ -94,12 +98,11 @@ def load_checkpoint(folder: str | Path, progress: Progress, data: str) -> list[s
         progress.schedule.step()
     if progress.average is not None and state["average"] is not None:
         progress.average.load_state_dict(state["average"] | {"decay": progress.average.decay})
-        progress.average.to(progress.adapter.device)
+        progress.average.to(next(progress.objective.module.parameters()).device)
     if progress.scaler is not None and state["scaler"] is not None:
         progress.scaler.load_state_dict(state["scaler"])
-    if state["data"] != data:
-        return [f"the clips are not those that {folder} was trained on; it goes on with the present ones"]
-    return []
+    notes = _changes(state.get("settings", {}), _settings(config, processes), progress.step)
+    return [*notes, *_other_data(state, progress.objective.fingerprint, folder)]
 
 
 def list_checkpoints(output: str | Path) -> list[Path]:
@@ -129,44 +132,79 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], pat
     try:
         optimizer.load_state_dict(state)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} was trained with other train_parts or optimizer ({one_line(error)})") from error
+        raise UserError(f"{path} was trained with other parts or another optimizer ({one_line(error)})") from error
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
 
 
-def _write_adapter(folder: Path, progress: Progress) -> None:
-    progress.adapter.register_to_config(trained_steps=progress.steps_before + progress.step)
-    with averaged(progress.adapter, progress.average):
-        progress.adapter.save_pretrained(folder)
+def _write(folder: Path, progress: Progress) -> None:
+    with averaged(progress.objective.module, progress.average):
+        progress.objective.save(folder, progress.step)
 
 
-def _state(progress: Progress, data: str) -> dict[str, Any]:
+def _state(progress: Progress, config: TrainingConfig, processes: int) -> dict[str, Any]:
     return {
         "step": progress.step,
         "samples": progress.samples,
-        "data": data,
-        "architecture": {key: progress.adapter.config[key] for key in ARCHITECTURE},
-        "weights": progress.adapter.state_dict(),
+        "data": progress.objective.fingerprint.order,
+        "clips": progress.objective.fingerprint.clips,
+        "settings": _settings(config, processes),
+        "architecture": dict(progress.objective.architecture),
+        "weights": progress.objective.module.state_dict(),
         "optimizer": progress.optimizer.state_dict(),
         "average": progress.average.state_dict() if progress.average is not None else None,
         "scaler": progress.scaler.state_dict() if progress.scaler is not None else None,
     }
 
 
-def _check_architecture(path: Path, state: Any, progress: Progress) -> None:
-    check_object(state, f"{path}, which is no checkpoint of train.py:", STATE, required=list(STATE))
-    found, own = state["architecture"], progress.adapter.config
-    for key in ARCHITECTURE:
-        if found[key] != own[key]:
-            raise UserError(f"{path} is of another architecture: {_difference(key, found[key], own[key])}")
+def _settings(config: TrainingConfig, processes: int) -> dict[str, Any]:
+    """What decides the result: every such key, by its path, and the number of processes."""
+    return _deciding(config, to_dict(config), "") | {"processes": processes}
+
+
+def _deciding(config: Any, values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if is_dataclass(value):
+            found |= _deciding(value, values[entry.name], f"{prefix}{entry.name}.")
+        elif entry.metadata.get("pixels", True):
+            found[prefix + entry.name] = values[entry.name]
+    return found
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any], step: int) -> list[str]:
+    """A line for each setting that both know and that differs."""
+    return [
+        f"{key} was {before[key]} up to step {step} and is {value} from here on"
+        + ("; the samples come in another order" if key == "seed" else "")
+        for key, value in now.items()
+        if key in before and before[key] != value
+    ]
+
+
+def _other_data(state: dict[str, Any], found: Fingerprint, folder: str | Path) -> list[str]:
+    if state["data"] == found.order:
+        return []
+    if state.get("clips") == found.clips:
+        return [f"the data order is not that of {folder}: the same clips come in other groups or another order"]
+    return [f"the clips are not those that {folder} was trained on; it goes on with the present ones"]
+
+
+def _check_architecture(path: Path, state: Any, own: Mapping[str, Any]) -> None:
+    check_object(state, f"{path}, which is no checkpoint of train.py:", {**STATE, **LATER}, required=list(STATE))
+    found = state["architecture"]
+    for key, value in own.items():
+        if found.get(key) != value:
+            raise UserError(f"{path} is of another architecture: {_difference(key, found.get(key), value)}")
 
 
 def _difference(key: str, found: Any, own: Any) -> str:
-    if not isinstance(found, dict):
+    if not (isinstance(found, dict) and isinstance(own, dict)):
         return f"{key} {found} there, {own} here; give the same config, or another output"
-    site = next(name for name in sorted(found | own) if found.get(name) != own.get(name))
-    widths = [f"{sites[site]} channels" if site in sites else "no adapter" for sites in (found, own)]
+    part = next(name for name in sorted(found | own) if found.get(name) != own.get(name))
+    sizes = [f"{parts[part]} channels" if part in parts else "nothing" for parts in (found, own)]
     return (
-        f"at {site} {widths[0]} there, {widths[1]} here ({len(found)} and {len(own)} sites); "
+        f"at {part} {sizes[0]} there, {sizes[1]} here ({len(found)} and {len(own)} places); "
         "give the same config and base model, or another output"
     )

@@ -1,79 +1,84 @@
-"""What one training step draws and minimises (EfficientMT, section 3.4). Everything random follows from a number."""
+"""What a method is to train.py: `Objective`, which stands behind `Method.objective`."""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-import torch.nn.functional as F
-from diffusers import DDPMScheduler
+from accelerate import Accelerator
+from torch import nn
 
-from animatediff.pipelines.video import BETAS, NUM_TRAIN_TIMESTEPS
+from animatediff.errors import UserError
+from animatediff.pipelines import METHODS, method_named
+from animatediff.tables import load
 
-SAMPLINGS = ("uniform", "cubic")
-WEIGHTINGS = ("none", "inverse_alpha_bar")
-
-
-def generator_for(*name: object) -> torch.Generator:
-    """A CPU generator that depends on `name` alone (a seed, a purpose, a sample's number), on every machine."""
-    digest = hashlib.sha256("/".join(map(str, name)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+if TYPE_CHECKING:
+    from animatediff.training.config import TrainingConfig
+    from animatediff.training.samples import BatchPlan
 
 
 @dataclass(frozen=True)
-class TimestepRule:
-    """Which noise levels are trained on: integers low..high, by one of SAMPLINGS."""
+class Fingerprint:
+    """Of what is learned from. clips: the same for the same clips in any order; order: changes with their order."""
 
-    low: int = 0
-    high: int = NUM_TRAIN_TIMESTEPS - 1
-    sampling: str = "uniform"
+    clips: str
+    order: str
 
-    def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """`count` timesteps, int64 (count,): each follows the rule, and together they are spread evenly over it.
 
-        uniform: as published. cubic: the quantile u becomes 1 - u^3, which leans to high noise (density ~ at t = 999
-        highest), as in the training of T2I-Adapter (Mou et al. 2023, section 3.3).
+class Batch(Protocol):
+    """What one forward of one process takes; the loop reads of it what its messages say."""
+
+    numbers: list[int]  # of its samples
+    names: list[str]  # of its clips
+
+
+class Objective(Protocol):
+    """What one method learns. Built from a configuration: frozen parts and data are loaded then."""
+
+    Keys: type  # dataclass: its keys in the training YAML, at the top level beside TrainingConfig's, or in their place
+    network: nn.Module  # what runs; accelerate prepares it
+    module: nn.Module  # the part of it that a checkpoint holds; its parameters with gradients learn
+    architecture: Mapping[str, Any]  # plain values that a checkpoint must share with `module`
+    fingerprint: Fingerprint
+    problems: Sequence[str]  # what was left out of the data, one line each
+
+    def __init__(self, config: TrainingConfig, accelerator: Accelerator) -> None:
+        """UserError for what the configuration contradicts in the files."""
+
+    @classmethod
+    def check(cls, config: TrainingConfig) -> None:
+        """UserError for keys that contradict each other, before anything is loaded."""
+
+    @classmethod
+    def describe(cls, config: TrainingConfig) -> list[str]:
+        """For --dry-run: the files that it would read, counts of trained and frozen parameters, the data found."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What an optimizer takes: params, lr and name of each group."""
+
+    def batches(self, plan: BatchPlan, first: int, steps: int) -> Iterator[Batch]:
+        """A batch for each list of sample numbers in `plan.numbers(first, steps)`: this process's forwards.
+
+        A sample follows from the seed and its number alone, so that a resumed run sees what an unbroken one sees.
         """
-        u = (torch.rand((), generator=generator, dtype=torch.float64) + torch.arange(count) / count) % 1
-        if self.sampling == "cubic":
-            u = 1 - u**3
-        return (self.low + (u * (self.high - self.low + 1)).long()).clamp(max=self.high)
+
+    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """The loss of a batch, a float32 scalar, with gradients to `module`. `model` is the prepared `network`."""
+
+    def save(self, folder: Path, steps: int) -> None:
+        """Write into the existing `folder` what inference loads, after `steps` steps of this run."""
+
+    def validate(self, folder: Path) -> dict[str, float]:
+        """What is logged of the held-out data; clips and measures go to `folder`. Called in the first process alone."""
 
 
-def draw_reference_timestep(low: int, high: int | None, generator: torch.Generator) -> torch.Tensor:
-    """The noise level of one reference pass, int64 (): `low`, or uniform over low..high where `high` is given."""
-    return torch.randint(low, (low if high is None else high) + 1, (), generator=generator)
-
-
-def loss_weight(timestep: torch.Tensor, alphas_cumprod: torch.Tensor, weighting: str, largest: float) -> torch.Tensor:
-    """The weight of each sample's noise loss, float32 (b,), for `timestep` (b,).
-
-    none: 1, as published. inverse_alpha_bar: 1 / alpha_bar(t), at most `largest`. The error of the noise times
-    (1 - alpha_bar) / alpha_bar is the error of the clean latents, so this weighs all high noise levels by what they
-    contribute to the picture; plain MSE leaves next to nothing there, where the reference is what decides. The error
-    of v is that of the noise over alpha_bar already: a backbone that predicts v needs no weight.
-    """
-    if weighting == "none":
-        return torch.ones(timestep.shape, device=timestep.device)
-    return (1 / alphas_cumprod.to(timestep.device)[timestep]).clamp(max=largest).float()
-
-
-def wanted_prediction(
-    schedule: DDPMScheduler, clean: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
-) -> torch.Tensor:
-    """What the backbone should predict, as `schedule` names it: the noise, or v = sqrt(abar) noise - sqrt(1 - abar)
-    clean (Salimans and Ho 2022). clean and noise (b c f h w), timestep (b,); (b c f h w)."""
-    return noise if schedule.config.prediction_type == "epsilon" else schedule.get_velocity(clean, noise, timestep)
-
-
-def noise_loss(prediction: torch.Tensor, wanted: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted mean squared error of what is predicted, both (b c f h w), weight (b,); float32 scalar."""
-    error = F.mse_loss(prediction.float(), wanted.float(), reduction="none").mean(dim=(1, 2, 3, 4))
-    return (weight * error).mean()
-
-
-def published_noise_schedule(prediction_type: str = "epsilon") -> DDPMScheduler:
-    """The forward process, linear betas 0.00085..0.012 over 1000 steps, and what is predicted (one of PREDICTIONS)."""
-    options = {"num_train_timesteps": NUM_TRAIN_TIMESTEPS, "clip_sample": False, "prediction_type": prediction_type}
-    return DDPMScheduler(**BETAS, **options)
+def objective_of(method: str) -> type[Objective]:
+    """The objective of a method. UserError where there is no such method, or it has nothing to train."""
+    entry = method_named(method).objective
+    if entry is None:
+        trained = [name for name in METHODS if METHODS[name].objective]
+        raise UserError(f"method is {method}, which has nothing to train; {', '.join(trained)} can be trained")
+    return load(entry)

@@ -1,9 +1,10 @@
-"""What moves the adapter's weights: which parts learn, how fast, and their moving average."""
+"""What moves the weights: the optimizer, its learning rate, and the weights' moving average."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -11,26 +12,13 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from animatediff.errors import UserError
-from animatediff.models.adapter import Adapter
-from animatediff.training.config import TrainingConfig, trained_parts
+from animatediff.training.config import TrainingConfig
 
 
-def freeze_untrained(adapter: Adapter, parts: Sequence[str]) -> None:
-    """Leave gradients to the given parts of the adapter only (the paper's ablations train some of them)."""
-    adapter.requires_grad_(False)
-    for part in parts:
-        for parameter in adapter.part(part):
-            parameter.requires_grad_(True)
-
-
-def build_optimizer(adapter: Adapter, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW, one group per trained part with its own learning rate. UserError without bitsandbytes for 8 bits."""
-    groups = [
-        {"params": adapter.part(part), "lr": config.learning_rates.get(part, config.learning_rate), "name": part}
-        for part in trained_parts(config)
-    ]
+def build_optimizer(groups: Sequence[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW over parameter groups, each with its own lr. UserError without bitsandbytes for 8 bits."""
     return _optimizer_class(config.optimizer)(
-        groups, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
+        list(groups), betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
     )
 
 
@@ -47,19 +35,32 @@ def build_average(trained: Sequence[nn.Parameter], config: TrainingConfig) -> EM
     return EMAModel(trained, decay=config.ema_decay)
 
 
+def trained_of(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of `module` that learn."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
 @contextmanager
-def averaged(adapter: Adapter, average: EMAModel | None) -> Iterator[None]:
-    """Inside the block the adapter has its averaged weights, where an average is kept."""
-    trained: list[nn.Parameter] = [p for p in adapter.parameters() if p.requires_grad]
+def averaged(module: nn.Module, average: EMAModel | None) -> Iterator[None]:
+    """Inside the block the module has its averaged weights, where an average is kept."""
     if average is None:
         yield
         return
+    trained = trained_of(module)
     average.store(trained)
     average.copy_to(trained)
     try:
         yield
     finally:
         average.restore(trained)
+
+
+def all_finite(trained: Sequence[nn.Parameter], average: EMAModel | None) -> bool:
+    """Whether no trained weight, and none of their average, is NaN or infinite."""
+    values = [parameter.detach() for parameter in trained]
+    values += [] if average is None else list(average.shadow_params)
+    largest = torch._foreach_norm(values, ord=float("inf"))  # of each its greatest magnitude; NaN stays NaN
+    return bool(torch.stack([value.float() for value in largest]).isfinite().all())
 
 
 def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
-from diffusers import UNet2DConditionModel
 from torch import nn
 
 from animatediff.config import to_yaml
-from animatediff.data.pairs import Group
-from animatediff.files import keys_of, read_json
 from animatediff.memory import peak_memory
-from animatediff.models.unet import build_unet
-from animatediff.pipelines.backbones.sd15 import weight_files
-from animatediff.training.config import TrainingConfig, trained_parts
-from animatediff.training.optimizer import freeze_untrained
-from animatediff.training.setup import find_groups, fresh_adapter
+from animatediff.pipelines.method import WeightFile
+from animatediff.training.config import TrainingConfig
+from animatediff.training.objective import objective_of
 
 
 def describe_run(config: TrainingConfig) -> str:
-    """The resolved configuration, the files it would read, the parameter counts and the data found."""
-    files = [
+    """The resolved configuration, and what its objective says of files, parameters and data."""
+    return "\n".join([to_yaml(config).rstrip(), *objective_of(config.method).describe(config)])
+
+
+def describe_files(files: Iterable[WeightFile]) -> list[str]:
+    """A line for each weight file, there or not; optional ones only where they are."""
+    return [
         f"  {'present' if file.path.exists() else 'MISSING'}  {file.what}: {file.path}"
-        for file in weight_files(config.weights)
+        for file in files
         if file.path.exists() or not file.optional
     ]
-    return "\n".join(
-        [to_yaml(config).rstrip(), "weights:", *files, *_describe_parameters(config), *_describe_data(config)]
-    )
 
 
 def count_parameters(module: nn.Module, trained: bool) -> tuple[int, int]:
@@ -67,29 +63,4 @@ class Meter:
 
 def closing_lines(output: Path, problems: Sequence[str]) -> str:
     """Where the result went, and everything that was left out of the data."""
-    return "\n".join([f"the adapter is in {output / 'adapter'}", *problems])
-
-
-def _describe_parameters(config: TrainingConfig) -> list[str]:
-    path = Path(config.weights.pretrained_model_path) / "unet" / "config.json"
-    if not path.is_file():
-        return [f"parameters: unknown until {path} is there"]
-    with init_empty_weights():
-        unet = build_unet(read_json(path, keys_of(UNet2DConditionModel.__init__)))
-        adapter = nn.Module.to(fresh_adapter(unet, config), "meta")
-    freeze_untrained(adapter, trained_parts(config))
-    tensors, numbers = count_parameters(adapter, trained=True)
-    still = count_parameters(adapter, trained=False)[1]
-    backbone = sum(p.numel() for p in unet.parameters())
-    return [
-        f"trained: {numbers:,} parameters in {tensors} tensors ({', '.join(trained_parts(config))} at {config.sites})",
-        f"frozen: {backbone + still:,} parameters (backbone {backbone:,}, adapter {still:,})",
-    ]
-
-
-def _describe_data(config: TrainingConfig) -> list[str]:
-    def line(name: str, groups: Sequence[Group]) -> str:
-        return f"{name}: {sum(len(group.clips) for group in groups)} clips in {len(groups)} groups"
-
-    train, validation = find_groups(config)
-    return [line("training", train), line("validation", validation)]
+    return "\n".join([f"what was trained is in {output / 'adapter'}", *problems])

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 from einops import rearrange
 from torch.utils.data import DataLoader, Dataset
 
 from animatediff.data.pairs import PairOrder, TrainingClip
-from animatediff.training.objective import TimestepRule, draw_reference_timestep, generator_for
+from animatediff.training.config import TrainingConfig
+from animatediff.training.diffusion import TimestepRule, draw_reference_timestep, generator_for
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def join(samples: Sequence[Batch]) -> Batch:
 
 
 @dataclass(frozen=True)
-class Consumption:
+class BatchPlan:
     """Which samples each forward of each process takes: every step uses `per_step` consecutive numbers."""
 
     batch_size: int
@@ -125,7 +127,13 @@ class Consumption:
             yield list(range(own, own + self.batch_size))
 
 
-def batches(samples: Samples, consumption: Consumption, first: int, steps: int, workers: int = 0) -> Iterator[Batch]:
+def plan_of(config: TrainingConfig, accelerator: Accelerator) -> BatchPlan:
+    """The plan of this process of a run."""
+    processes = accelerator.num_processes
+    return BatchPlan(config.batch_size, config.accumulation, accelerator.process_index, processes)
+
+
+def batches(samples: Samples, plan: BatchPlan, first: int, steps: int, workers: int = 0) -> Iterator[Batch]:
     """This process's batches from sample `first` on, `accumulation` for each step; `workers` processes read ahead."""
-    forwards = list(consumption.numbers(first, steps))
+    forwards = list(plan.numbers(first, steps))
     return iter(DataLoader(samples, batch_sampler=forwards, collate_fn=join, num_workers=workers))

@@ -8,8 +8,9 @@ from diffusers import AutoencoderKL
 
 from animatediff.data import latents
 from animatediff.data.latents import EncodedInputs, Encoder, PrecomputedInputs, ShardCache, fill_cache, uncached
-from animatediff.data.pairs import ClipShape, all_clips, synthetic_groups
+from animatediff.data.pairs import ClipShape, all_clips
 from animatediff.errors import UserError
+from animatediff.miniature.pairs import synthetic_groups
 from animatediff.miniature.text import build_text_encoder, build_tokenizer
 
 SHAPE = ClipShape(num_frames=3, height=16, width=16)

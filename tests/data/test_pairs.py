@@ -13,13 +13,12 @@ from animatediff.data.pairs import (
     ClipShape,
     FileClip,
     Group,
-    all_clips,
     folder_groups,
     keep_readable,
     split_groups,
-    synthetic_groups,
 )
 from animatediff.errors import UserError
+from animatediff.miniature.pairs import synthetic_groups
 from tests.door import through
 
 SHAPE = ClipShape(num_frames=4, height=16, width=24)
@@ -149,25 +148,6 @@ def test_the_split_is_by_group_and_stable() -> None:
     assert [len(side) for side in split_groups(groups, 0.001, seed=1)] == [19, 1]
     assert [len(side) for side in split_groups(groups, 0.0, seed=1)] == [20, 0]
     assert [len(side) for side in split_groups(groups[:1], 0.5, seed=1)] == [1, 0]
-
-
-def test_the_camera_gets_its_share() -> None:
-    groups = synthetic_groups(12, clips=2, seed=3, camera_share=0.5)
-    moves = [group.clips[0].clip(SHAPE).motion.moves_camera for group in groups]
-    assert sum(moves) == 6
-    assert len({group.name for group in groups}) == 12
-    assert not any(g.clips[0].clip(SHAPE).motion.moves_camera for g in synthetic_groups(12, 2, 3, camera_share=0.0))
-
-
-def test_synthetic_groups_share_a_motion_and_differ_in_content() -> None:
-    groups = synthetic_groups(3, clips=3, seed=5)
-    assert groups == synthetic_groups(3, clips=3, seed=5)
-    assert groups != synthetic_groups(3, clips=3, seed=6)
-    assert len({clip.content_hash for clip in all_clips(groups)}) == 9
-    for group in groups:
-        clips = [clip.clip(SHAPE) for clip in group.clips]
-        assert len({clip.caption for clip in clips}) == 3
-        assert all(np.array_equal(clip.track(), clips[0].track()) for clip in clips)
 
 
 TEXTS = st.text(st.characters(codec=None, categories=None), max_size=6)

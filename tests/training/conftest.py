@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+import train as program
 from animatediff.miniature.text import build_text_encoder, build_tokenizer
 from animatediff.models import build_unet
+from animatediff.training.config import read_config
 from tests.disk import small_disk  # noqa: F401
 
 Settings = Callable[..., list[str]]
@@ -90,3 +92,17 @@ def settings(tiny_base: dict[str, Path], cache: Path, tmp_path: Path) -> Setting
         return [f"{key}={value}" for key, value in values.items()]
 
     return make
+
+
+def run(overrides: list[str]) -> Path:
+    config = read_config([], overrides)
+    program.train(config)
+    return Path(config.output)
+
+
+def final(output: Path) -> Mapping[str, torch.Tensor]:
+    return load_file(output / "adapter" / "diffusion_pytorch_model.safetensors")
+
+
+def equal(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

@@ -1,72 +1,135 @@
+"""An objective of a method registered from outside goes through train.py: nothing but the table knows its name."""
+
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-from animatediff.training.objective import (
-    TimestepRule,
-    draw_reference_timestep,
-    generator_for,
-    loss_weight,
-    noise_loss,
-    published_noise_schedule,
-    wanted_prediction,
-)
-
-
-def test_generators_follow_from_their_name_alone() -> None:
-    draws = [torch.randn(4, generator=generator_for(*name)) for name in ((1, 2), (1, 2), (12,), (1, 3))]
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
-    assert not torch.equal(draws[0], draws[3])
+import train as program
+from animatediff.command import find
+from animatediff.config import option
+from animatediff.errors import UserError
+from animatediff.pipelines import METHODS
+from animatediff.training.config import TrainingConfig, read_config
+from animatediff.training.objective import Fingerprint
+from animatediff.training.samples import BatchPlan
+from tests.pipelines.test_method import Toy, ToyFiles
 
 
-def test_timesteps_of_one_draw_are_spread_evenly_over_the_range() -> None:
-    drawn = TimestepRule(300, 999).draw(7, generator_for(0)).sort().values
-    assert torch.equal(drawn.diff(), torch.full((6,), 100))
-    assert drawn.min() >= 300
-    assert drawn.max() <= 999
+@dataclass
+class ToyKeys:
+    slope: float = option(3.0, "what is learned", least=-10, most=10)
 
 
-def test_uniform_and_cubic_timesteps_have_their_quantiles() -> None:
-    uniform = TimestepRule().draw(4000, generator_for(0)).double()
-    cubic = TimestepRule(sampling="cubic").draw(4000, generator_for(0)).double()
-    assert torch.equal(uniform.sort().values, (torch.arange(4000) // 4).double())
-    assert cubic.median() == pytest.approx(1000 * (1 - 0.5**3), abs=2)
-    assert cubic.min() >= 0
-    assert cubic.max() == 999
+@dataclass
+class ToyBatch:
+    numbers: list[int]
+    names: list[str]
 
 
-def test_reference_timestep_is_fixed_or_within_its_range() -> None:
-    assert draw_reference_timestep(400, None, generator_for(0)).item() == 400
-    drawn = {draw_reference_timestep(400, 402, generator_for(n)).item() for n in range(60)}
-    assert drawn == {400, 401, 402}
+class ToyObjective:
+    """Learns y = slope x from the numbers of the samples."""
+
+    Keys = ToyKeys
+    architecture = {"inputs": 1}
+    problems = ["one number was left out"]
+
+    def __init__(self, config: TrainingConfig, accelerator: Accelerator) -> None:
+        self.slope = config.part(ToyKeys).slope
+        self.module = self.network = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.module.weight)
+        self.fingerprint, self.rate = Fingerprint("numbers", "ascending"), config.learning_rate
+
+    @classmethod
+    def check(cls, config: TrainingConfig) -> None:
+        if config.part(ToyKeys).slope == 0:
+            raise UserError("slope is 0, so nothing would learn")
+
+    @classmethod
+    def describe(cls, config: TrainingConfig) -> list[str]:
+        return ["trained: 1 parameter"]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.module.parameters()), "lr": self.rate, "name": "slope"}]
+
+    def batches(self, plan: BatchPlan, first: int, steps: int) -> Iterator[ToyBatch]:
+        for numbers in plan.numbers(first, steps):
+            yield ToyBatch(numbers, [str(number) for number in numbers])
+
+    def loss(self, model: nn.Module, batch: ToyBatch) -> torch.Tensor:
+        x = torch.tensor(batch.numbers, dtype=torch.float32)[:, None] + 1
+        return (model(x) - self.slope * x).square().mean()
+
+    def save(self, folder: Path, steps: int) -> None:
+        save_file({"weight": self.module.weight.detach(), "steps": torch.tensor(steps)}, folder / "toy.safetensors")
+
+    def validate(self, folder: Path) -> dict[str, float]:
+        folder.mkdir(parents=True)
+        return {"validation/error": (self.module.weight - self.slope).abs().item()}
 
 
-def test_loss_weights_are_one_or_the_clipped_inverse_of_alpha_bar() -> None:
-    alphas = published_noise_schedule().alphas_cumprod
-    timestep = torch.tensor([0, 400, 999])
-    assert torch.equal(loss_weight(timestep, alphas, "none", 30.0), torch.ones(3))
-    weights = loss_weight(timestep, alphas, "inverse_alpha_bar", 30.0)
-    betas = torch.linspace(0.00085, 0.012, 1000, dtype=torch.float64)
-    expected = [1 / (1 - 0.00085), 1 / (1 - betas)[:401].prod().item(), 30.0]
-    assert weights.tolist() == pytest.approx(expected, rel=1e-5)
+class LearningToy(Toy):
+    objective = "tests.training.test_objective:ToyObjective"
 
 
-def test_the_error_on_v_is_that_on_the_noise_over_alpha_bar() -> None:
-    clean, noise = torch.randn(2, 2, 1, 2, 1, 1, generator=generator_for(0), dtype=torch.float64)
-    timestep = torch.tensor([300, 900])
-    schedule = published_noise_schedule("v_prediction")
-    assert wanted_prediction(published_noise_schedule(), clean, noise, timestep) is noise
-    abar = schedule.alphas_cumprod.double()[timestep].view(2, 1, 1, 1, 1)
-    guess = noise + 0.1  # what follows for v where the noisy clip is given
-    noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
-    v = abar.sqrt() * guess - (1 - abar).sqrt() * (noisy - (1 - abar).sqrt() * guess) / abar.sqrt()
-    error = (v - wanted_prediction(schedule, clean, noise, timestep)).square()
-    assert torch.allclose(error, (0.01 / abar).expand_as(error), rtol=1e-5)
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The overrides of a run; the method is registered for the length of a test, the current folder is empty."""
+    monkeypatch.setattr(METHODS, "_entries", dict(METHODS._entries))
+    METHODS.register("toy", LearningToy())
+    monkeypatch.chdir(tmp_path)
+    return ["method=toy", "mixed_precision=fp32", "log_with=[]", "learning_rate=0.5", "validation.every=2", "slope=4"]
 
 
-def test_noise_loss_weighs_each_sample() -> None:
-    noise = torch.zeros(2, 1, 1, 1, 2)
-    prediction = torch.tensor([[1.0, 3.0], [2.0, 2.0]]).view(2, 1, 1, 1, 2)
-    assert noise_loss(prediction, noise, torch.tensor([1.0, 10.0])).item() == (1 * 5 + 10 * 4) / 2
+def learned(output: str) -> dict[str, torch.Tensor]:
+    return load_file(Path(output) / "adapter" / "toy.safetensors")
+
+
+def test_three_steps_with_a_checkpoint_and_a_resume(toy: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.main([*toy, "max_steps=3", "output=whole", "checkpoint_every=2"]) == 0
+    assert sorted(path.name for path in Path("whole/checkpoints").iterdir()) == ["step-00000002", "step-00000003"]
+    assert sorted(path.name for path in Path("whole/validation").iterdir()) == ["step-00000002", "step-00000003"]
+    assert learned("whole")["steps"] == 3
+    assert 0 < learned("whole")["weight"].item() < 4
+    assert program.main([*toy, "max_steps=2", "output=halves"]) == 0
+    capsys.readouterr()
+    assert program.main([*toy, "max_steps=3", "output=halves"]) == 0
+    told = capsys.readouterr().out
+    assert "going on from halves/checkpoints/step-00000002\nmax_steps was 2 up to step 2 and is 3 from here on" in told
+    assert "one number was left out" in told
+    assert torch.equal(learned("halves")["weight"], learned("whole")["weight"])
+
+
+def test_its_keys_files_and_dry_run(toy: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    config = read_config([], toy)
+    assert (config.method, config.weights, config.part(ToyKeys)) == ("toy", ToyFiles(), ToyKeys(slope=4.0))
+    assert program.main([*toy, "--dry-run"]) == 0
+    assert "slope: 4.0" in (printed := capsys.readouterr().out)
+    assert printed.endswith("trained: 1 parameter\n")
+    assert find("train").main([*toy, "--dry-run"]) == 0, "as the console command calls it"
+    for override, words in (
+        ("slope=11", "slope is 11.0, expected -10 to 10"),
+        ("slope=0", "nothing would learn"),
+        ("sites=up", "unknown key 'sites'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            read_config([], [*toy, override])
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(toy: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    program.main([*toy, "max_steps=1", "output=run"])
+    monkeypatch.setattr(METHODS["toy"], "objective", "tests.training.test_objective:WiderObjective")
+    with pytest.raises(UserError, match="another architecture: inputs 1 there, 2 here"):
+        program.main([*toy, "max_steps=2", "output=run"])
+
+
+class WiderObjective(ToyObjective):
+    architecture = {"inputs": 2}

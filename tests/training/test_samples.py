@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import torch
 
-from animatediff.data.pairs import PairOrder, SyntheticClip, synthetic_groups
-from animatediff.training.objective import TimestepRule
-from animatediff.training.samples import Consumption, SampleRule, Samples, batches, join
+from animatediff.data.pairs import PairOrder
+from animatediff.miniature.pairs import SyntheticClip, synthetic_groups
+from animatediff.training.diffusion import TimestepRule
+from animatediff.training.samples import BatchPlan, SampleRule, Samples, batches, join
 
 GROUPS = synthetic_groups(3, clips=3, seed=0)
 RULE = SampleRule(seed=7, latent_shape=(4, 2, 2, 2), timesteps=TimestepRule(), targets=2)
@@ -60,15 +61,15 @@ def test_captions_are_dropped_at_the_given_rate() -> None:
 
 
 def test_processes_and_accumulation_share_out_the_same_samples() -> None:
-    alone = list(Consumption(batch_size=4).numbers(8, 2))
+    alone = list(BatchPlan(batch_size=4).numbers(8, 2))
     assert alone == [[8, 9, 10, 11], [12, 13, 14, 15]]
-    two = [list(Consumption(2, process=p, processes=2).numbers(8, 2)) for p in range(2)]
+    two = [list(BatchPlan(2, process=p, processes=2).numbers(8, 2)) for p in range(2)]
     assert two == [[[8, 9], [12, 13]], [[10, 11], [14, 15]]]
-    assert list(Consumption(2, accumulation=2).numbers(8, 1)) == [[8, 9], [10, 11]]
+    assert list(BatchPlan(2, accumulation=2).numbers(8, 1)) == [[8, 9], [10, 11]]
 
 
 def test_batches_go_on_where_a_run_stopped() -> None:
-    whole = [batch.numbers for batch in batches(samples(), Consumption(2), 0, 4)]
-    rest = [batch.numbers for batch in batches(samples(), Consumption(2), 4, 2)]
+    whole = [batch.numbers for batch in batches(samples(), BatchPlan(2), 0, 4)]
+    rest = [batch.numbers for batch in batches(samples(), BatchPlan(2), 4, 2)]
     assert whole == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert rest == whole[2:]

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 
 import train as program
+from animatediff.data.pairs import PairOrder
 from animatediff.errors import UserError
-from animatediff.models import EfficientMT
-from animatediff.models.checkpoints import original_adapter_state
-from animatediff.pipelines.backbones.sd15 import load_components
-from animatediff.pipelines.efficientmt.loading import EfficientMTFiles as Files
-from animatediff.pipelines.efficientmt.loading import load_adapter
+from animatediff.pipelines.efficientmt.objective import Objective
 from animatediff.training.config import read_config
+from animatediff.training.samples import Samples, join
+from animatediff.training.setup import WAIT, build_accelerator
 from tests.data.test_pairs import write_clip
-from tests.training.conftest import Settings
-
-
-def run(overrides: list[str]) -> Path:
-    config = read_config([], overrides)
-    program.train(config)
-    return Path(config.output)
+from tests.training.conftest import Settings, equal, final, run
 
 
 def start(repository: Path, overrides: list[str], **environment: str) -> subprocess.Popen[str]:
@@ -46,10 +40,6 @@ def start(repository: Path, overrides: list[str], **environment: str) -> subproc
     )
 
 
-def final(output: Path) -> Mapping[str, torch.Tensor]:
-    return load_file(output / "adapter" / "diffusion_pytorch_model.safetensors")
-
-
 def state(output: Path, step: int) -> dict[str, Any]:
     return torch.load(output / "checkpoints" / f"step-{step:08d}" / "state.pt", weights_only=True)
 
@@ -58,10 +48,6 @@ def gradients(output: Path) -> torch.Tensor:
     """What one step of AdamW remembers of the gradient: all exp_avg after the first step are (1 - beta1) times it."""
     moments = state(output, 1)["optimizer"]["state"]
     return torch.cat([moments[key]["exp_avg"].flatten() for key in sorted(moments)])
-
-
-def equal(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_a_run_killed_at_any_step_and_repeated_ends_with_the_same_weights(
@@ -119,48 +105,92 @@ def test_training_from_the_cache_equals_training_from_pixels(settings: Settings,
     assert equal(final(cached), final(encoded))
 
 
-def test_only_the_trained_parts_change(settings: Settings, tmp_path: Path) -> None:
-    trained = final(run(settings(max_steps=1, train_parts="[to_k,scaler]", learning_rates__scaler=0)))
-    begun = final(run(settings(max_steps=1, learning_rate=0, output=tmp_path / "begun")))
-    changed = {key for key in trained if not torch.equal(trained[key], begun[key])}
-    assert changed == {key for key in trained if ".to_k." in key}
-
-
-def test_a_run_goes_on_from_a_published_checkpoint(settings: Settings, tiny_weights: Files, tmp_path: Path) -> None:
-    paths = {f"weights__{key}": value for key, value in asdict(tiny_weights).items() if value and key.endswith("_path")}
-    changes = {"sites": "up", "scaler_bias": 0, "max_steps": 1, **paths}
-    output = run(settings(**changes))
-    unet = load_components(tiny_weights).unet
-    published, trained = load_adapter(unet, tiny_weights.ckpt_path), load_adapter(unet, str(output / "adapter"))
-    steps = torch.cat([(a - b).flatten() for a, b in zip(trained.parameters(), published.parameters(), strict=True)])
-    assert 0 < steps.abs().max() < 1.1e-3, "one step of AdamW at 1e-3"
-    with pytest.raises(UserError, match=r"sites is up_1, but .* has"):
-        run(settings(**changes | {"sites": "up_1", "output": tmp_path / "other"}))
-
-
-def test_the_adapter_serves_inference_and_the_published_layout(
-    settings: Settings, tiny_base: dict[str, Path], tmp_path: Path
-) -> None:
-    output = run(settings(max_steps=1))
-    unet = load_components(Files(**{key: str(path) for key, path in tiny_base.items()})).unet
-    adapter = load_adapter(unet, str(output / "adapter"))
-    torch.save({"global_step": 1, "state_dict": original_adapter_state(adapter)}, tmp_path / "published.ckpt")
-    assert adapter.config.trained_steps == 1
-    back = load_adapter(unet, str(tmp_path / "published.ckpt"))
-    assert equal(back.state_dict(), adapter.state_dict())
-    latents, text = torch.zeros(1, 4, 3, 8, 8), torch.zeros(1, 32, 64)
-    model = EfficientMT(unet, adapter=back)
-    with torch.no_grad():
-        assert model(latents, 10, text, model.extract(latents, 400, text)).shape == latents.shape
-
-
 def test_not_a_number_stops_before_it_reaches_a_weight(settings: Settings, tmp_path: Path) -> None:
+    overrides = settings(max_steps=3, checkpoint_every=1, max_grad_norm=0, weight_decay=0)
     with pytest.raises(UserError) as error:
-        run(settings(max_steps=3, checkpoint_every=1, learning_rate=1e30, max_grad_norm=0, weight_decay=0))
+        program.train(replace(read_config([], overrides), learning_rate=1e30))
+    first = tmp_path / "run" / "checkpoints" / "step-00000001"
     assert "at step 2, samples 1 to 1 (motion" in str(error.value)
+    assert f"the last checkpoint, {first}, is good" in str(error.value)
     assert "\n" not in str(error.value)
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001"]
+    assert list(first.parent.iterdir()) == [first]
     assert all(torch.isfinite(value).all() for value in state(tmp_path / "run", 1)["weights"].values())
+
+
+def test_an_update_that_is_not_finite_stops_before_it_is_saved(settings: Settings, tmp_path: Path) -> None:
+    config = read_config([], settings(max_steps=2, checkpoint_every=1))
+    with pytest.raises(UserError) as error:
+        program.train(replace(config, learning_rate=math.inf, output=str(tmp_path / "fresh")))
+    assert "the weights after the update are not finite at step 1, samples 0 to 0 (motion" in str(error.value)
+    assert "nothing of this step was saved, and there is no checkpoint yet" in str(error.value)
+    assert not list((tmp_path / "fresh").rglob("*.safetensors"))
+    program.train(replace(config, max_steps=1))
+    with pytest.raises(UserError) as error:
+        program.train(replace(config, learning_rate=math.inf))
+    assert "at step 2" in str(error.value)
+    assert f"the last checkpoint, {tmp_path / 'run' / 'checkpoints' / 'step-00000001'}, is good" in str(error.value)
+    assert all(torch.isfinite(value).all() for value in state(tmp_path / "run", 1)["weights"].values())
+
+
+def test_resuming_says_what_changed_and_when_nothing_is_left_to_do(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = run(settings(max_steps=2))
+    written = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    checkpoint = output / "checkpoints" / "step-00000002"
+    capsys.readouterr()
+    run(settings(max_steps=1))
+    assert f"nothing to do: {checkpoint} is at step 2, and max_steps is 1; set max_steps above 2" in (
+        capsys.readouterr().out
+    )
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == written
+    run(settings(max_steps=3, batch_size=2, seed=7, learning_rate=1e-4, data__synthetic_clips=3))
+    told = capsys.readouterr().out.splitlines()[:8]
+    assert told[0] == f"going on from {checkpoint}"
+    assert "batch_size was 1 up to step 2 and is 2 from here on" in told
+    assert "learning_rate was 0.001 up to step 2 and is 0.0001 from here on" in told
+    assert "seed was 42 up to step 2 and is 7 from here on; the samples come in another order" in told
+    assert "data.synthetic_clips was 2 up to step 2 and is 3 from here on" in told
+    assert f"the clips are not those that {checkpoint} was trained on; it goes on with the present ones" in told
+
+
+def test_processes_wait_for_long_validation_and_cache_filling(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[timedelta] = []
+    begin = torch.distributed.init_process_group
+
+    def recorded(*arguments: Any, **keys: Any) -> None:
+        asked.append(keys["timeout"])
+        begin(*arguments, **keys)
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", recorded)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in (world | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}).items():
+        monkeypatch.setenv(name, str(value))
+    build_accelerator(read_config([], settings()))
+    try:
+        assert asked == [WAIT]
+        assert asked[0] > timedelta(days=7)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_workers_started_by_spawn_read_the_same_clips_and_are_not_sent_the_encoder(
+    settings: Settings, tmp_path: Path
+) -> None:
+    config = read_config([], settings(data__cache="null", data__workers=1, max_steps=1))
+    objective = Objective(config, build_accelerator(config))
+    source = Samples(PairOrder(objective.data.train, config.seed), objective.rule, objective.data.inputs.read)
+    weights = sum(value.nbytes for value in objective.components.vae.state_dict().values())
+    assert len(pickle.dumps(source)) < weights / 4
+    loader = DataLoader(source, batch_sampler=[[0]], collate_fn=join, num_workers=1, multiprocessing_context="spawn")
+    (batch,) = loader
+    assert torch.equal(batch.targets, source[0].targets)
+    assert batch.captions == source[0].captions
 
 
 def test_a_broken_clip_is_skipped_and_listed_at_the_end(
@@ -176,49 +206,6 @@ def test_a_broken_clip_is_skipped_and_listed_at_the_end(
         run(settings(max_steps=1, **folder, data__cache=cache, data__workers=0, output=tmp_path / str(cache)[-4:]))
         lines = capsys.readouterr().out.strip().splitlines()
         assert lines[-1].startswith(f"skipped {broken}: cannot open")
-
-
-def test_validation_writes_side_by_sides_and_measures(settings: Settings, tmp_path: Path) -> None:
-    output = run(
-        settings(
-            max_steps=2,
-            validation__every=2,
-            validation__pairs=1,
-            validation__videos=1,
-            validation__num_inference_steps=1,
-            validation__measures="world",
-            log_with="[tensorboard]",
-        )
-    )
-    folder = output / "validation" / "step-00000002"
-    (video,) = folder.glob("*.mp4")
-    assert video.stat().st_size > 0
-    measures = json.loads((folder / "measures.json").read_text())
-    names = {"cosine", "distance", "camera", "colour", "shape", "pattern", "ground", "background", "leak"}
-    assert measures["mean"].keys() == names, "the motion is the camera's, so all can be measured"
-    (clip,) = measures["clips"]
-    assert {name: clip[name] for name in names} == measures["mean"]
-    assert list((output / "trackers").glob("events.*"))
-    assert (output / "config.yaml").is_file()
-
-
-def test_a_dry_run_counts_the_published_adapter(
-    settings: Settings, tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
-) -> None:
-    (tmp_path / "base" / "unet").mkdir(parents=True)
-    config = {"sample_size": 64, "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2}
-    config |= {"cross_attention_dim": 768, "attention_head_dim": 8}
-    (tmp_path / "base" / "unet" / "config.json").write_text(json.dumps(config))
-    overrides = settings(sites="up", scaler_bias=0, weights__pretrained_model_path=tmp_path / "base")
-    monkeypatch.setattr(sys, "argv", ["train.py", "--dry-run", *overrides])
-    assert program.main() == 0
-    printed = capsys.readouterr().out
-    assert "max_steps: 50000" in printed
-    assert "MISSING  base model: vae" in printed
-    assert "in 144 tensors (to_q, to_k, to_v, scaler at up)" in printed
-    assert "trained: 120,95" in printed
-    assert "training: 6 clips in 3 groups" in printed
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ class EfficientMTMethod:
             return {UNTRAINED: "the adapter has random weights, so no motion is transferred"}
         return {}
 
-    def notes(self, pipe: EfficientMTPipeline, run: Run) -> list[str]:
+    def notes(self, pipe: EfficientMTPipeline, run: Run, reference: Any) -> list[str]:
         return [*pipe.lora_warnings, *unread_text(pipe.tokenizer, run)]
 
 

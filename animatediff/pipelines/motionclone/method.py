@@ -134,7 +134,7 @@ class MotionCloneMethod:
     def facts(self, pipe: MotionClonePipeline, reference: MotionReference | None) -> dict[str, Any]:
         return {}
 
-    def notes(self, pipe: MotionClonePipeline, run: Run) -> list[str]:
+    def notes(self, pipe: MotionClonePipeline, run: Run, reference: Any) -> list[str]:
         return [*pipe.lora_warnings, *unread_text(pipe.tokenizer, run)]
 
 
