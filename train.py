@@ -113,7 +113,7 @@ def train(config: TrainingConfig) -> None:
             progress.step += 1
             progress.samples += plan.per_step
 
-            values = meter.update(step_loss, schedule.get_last_lr()[0])
+            values = meter.update(step_loss, float(schedule.get_last_lr()[0]))
             bar.update()
             bar.set_postfix_str(meter.line(values))
             accelerator.log(values | {"gradient": norm}, step=progress.step)

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 from animatediff.config import load_config, option, save_config, to_yaml
@@ -215,7 +215,7 @@ def _motion_stage(
 ) -> VideoUNet:
     stage = config.motion
     if not (work / "video").exists():
-        nn.Module.to(video.requires_grad_(True), memory_format=torch.channels_last)  # a third faster on these CPUs
+        video.requires_grad_(True).to(memory_format=torch.channels_last)  # a third faster on these CPUs
         text, empty = encode_text(encoder, tokenizer, captions), encode_text(encoder, tokenizer, [""])[0]
         sizes = (stage.steps, stage.batch, stage.learning_rate, config.spatial_learning_rate)
         train_clips(video, latents, text, empty, importance, chances, *sizes, work / "clips.pt", config.seed + 2)

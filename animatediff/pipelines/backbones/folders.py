@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
+from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from animatediff.config import option
 from animatediff.errors import UserError, one_line
@@ -79,7 +80,7 @@ def build(make: Callable[[], Network], source: Path) -> Network:
         raise UserError(f"{source} describes no network that can be built ({one_line(error)[:160]})") from error
 
 
-def load_weights(network: nn.Module, folder: Path, part: Part, dtype: torch.dtype) -> None:
+def load_weights(network: ModelMixin | PreTrainedModel, folder: Path, part: Part, dtype: torch.dtype) -> None:
     """Fill `network`, made by `build`, from the safetensors in its folder, shard by shard; frozen, in `dtype`.
 
     Layers that the network's class wants in float32 stay so. UserError before anything is read where keys or shapes

@@ -169,7 +169,7 @@ def freeze_backbone(unet: VideoUNet, keys: EfficientMTKeys, precision: str) -> N
     """Hold the backbone frozen, in the precision and layout of the configuration."""
     nn.Module.to(unet.requires_grad_(False).eval(), FROZEN_DTYPES[precision])
     if keys.channels_last:
-        nn.Module.to(unet, memory_format=torch.channels_last)
+        unet.to(memory_format=torch.channels_last)
     if keys.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
 
