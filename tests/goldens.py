@@ -20,6 +20,7 @@ from animatediff.models.checkpoints import load_original_unet, original_unet_sta
 GOLDEN = Path(__file__).parent / "golden"
 EFFICIENTMT = GOLDEN / "efficientmt"
 MOTIONCLONE = GOLDEN / "motionclone"
+MOTIONFOLLOWER = GOLDEN / "motionfollower"
 TINY = {
     "block_out_channels": [32, 64, 128, 128],
     "layers_per_block": 2,

@@ -25,6 +25,7 @@ from animatediff.inference.engine import Engine, Extracted, free_memory
 from animatediff.inference.jobs import ALREADY_DONE, DONE, FAILED, TO_DO, Job, plan, read_jobs, share, table
 from animatediff.inference.outputs import write
 from animatediff.inference.run import missing_weights, read_run, reference_key, run_of, weight_files
+from animatediff.pipelines import METHODS
 from animatediff.pipelines.method import UNTRAINED, Run, attribute
 from animatediff.project import PROJECT, locate
 
@@ -84,6 +85,10 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
         name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
         if name in to_dict(run_of([])):
             raise UserError(f"'{unknown[0]}' is a key, not a flag; write {name}=value")
+        for method in METHODS.values():
+            key = attribute(method, "aliases", {}).get(name)
+            if key is not None:
+                raise UserError(f"'{unknown[0]}' is another program's; write {key}=value with method={method.name}")
         flags = [flag for action in parser._actions for flag in action.option_strings]
         raise UserError(f"unknown flag '{unknown[0]}'; {nearest(unknown[0], flags)}")
     return options

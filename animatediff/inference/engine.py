@@ -21,6 +21,7 @@ from animatediff.data.video import fit_frames, read_frames, resolve_size, to_lev
 from animatediff.errors import UserError, one_line
 from animatediff.inference.run import (
     check,
+    completed,
     lay_over,
     missing_weights,
     reference_key,
@@ -109,7 +110,7 @@ class Engine:
 
     def resolve(self, job: Job) -> Run:
         """The whole run of a job. UserError for keys that do not exist or that loading has fixed."""
-        return job if isinstance(job, Run) else lay_over(self.run, job, "the job")
+        return completed(job if isinstance(job, Run) else lay_over(self.run, job, "the job"))
 
     def extract(self, job: Job, frames: np.ndarray | None = None) -> Extracted:
         """The motion of the job's reference; one extracted before is not extracted again.
@@ -236,10 +237,13 @@ class Engine:
                 warnings += said
                 continue
             clip = read_frames(value, run.num_frames)
+            warnings += clip.warnings
+            if given.raw:
+                found[given.key] = torch.from_numpy(clip.frames)
+                continue
             frames = fit_frames(clip.frames, height, width, run.fit)
             masks = (frames.mean(1, keepdim=True) > 0).float()  # f 3 h w -> f 1 h w
             found[given.key] = masks if given.kind == "masks" else frames
-            warnings += clip.warnings
         return found, warnings
 
 

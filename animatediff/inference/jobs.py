@@ -10,8 +10,9 @@ from pathlib import Path
 from animatediff.data.export import check_frames_folder, safe_name
 from animatediff.errors import UserError
 from animatediff.files import check_writable, is_there, parse_object, read_json, read_lines, to_path
-from animatediff.inference.run import check, content_hash, fingerprint, lay_over, reference_key
-from animatediff.pipelines.method import Run
+from animatediff.inference.run import check, completed, content_hash, fingerprint, lay_over, reference_key
+from animatediff.pipelines import METHODS
+from animatediff.pipelines.method import Run, attribute
 
 WISHES = ("gif", "frames", "side_by_side", "overwrite")  # keys that add to a video, and do not change it
 TO_DO, DONE, ALREADY_DONE, REPEATED, FAILED = STATUSES = "to do", "done", "already done", "repeated", "failed"
@@ -91,6 +92,7 @@ def plan(jobs: Sequence[Job]) -> None:
         if job.status == FAILED:
             continue
         try:
+            job.run = completed(job.run)
             check(job.run)
             job.reference_sha256 = sha256(Path(job.run.ref_video_path))
             job.fingerprint = fingerprint(job.run, sha256)
@@ -145,16 +147,21 @@ def table(jobs: Sequence[Job]) -> str:
 
 def _free_name(job: Job, taken: dict[Path, Job]) -> Path:
     """The first name for the job's output that no other configuration holds."""
-    reference = Path(job.run.ref_video_path)
-    name = safe_name(reference.stem or reference.resolve().name, spaced=False)
-    folder = to_path(job.run.output_dir, "output_dir") / name
-    stem = f"{safe_name(job.run.prompt or '')}-{job.run.seed}"
+    reference, content = attribute(METHODS[job.run.method], "names", _names)(job.run)
+    folder = to_path(job.run.output_dir, "output_dir") / safe_name(reference, spaced=False)
+    stem = f"{safe_name(content)}-{job.run.seed}"
     marked = [f"{stem}-{job.fingerprint[:digits]}" for digits in (8, 64)]
     for output in (folder / f"{name}.mp4" for name in (stem, *marked)):
         owner = taken[output].fingerprint if output in taken else _fingerprint_in(output.with_suffix(".json"))
         if owner in (None, job.fingerprint) or (job.run.overwrite and output not in taken):
             break
     return output
+
+
+def _names(run: Run) -> tuple[str, str]:
+    """What outputs are called after: the reference, and the prompt."""
+    reference = Path(run.ref_video_path)
+    return reference.stem or reference.resolve().name, run.prompt or ""
 
 
 def _fingerprint_in(sidecar: Path) -> str | None:

@@ -257,6 +257,11 @@ def _where_from(path: Path) -> str:
     return weights_guide()
 
 
+def completed(run: Run) -> Run:
+    """The run with the keys that its method derives from others. UserError where those lead nowhere."""
+    return attribute(METHODS[run.method], "complete", lambda same: same)(run)
+
+
 def check(run: Run) -> None:
     """UserError for the first thing that no run can take. Ranges were checked with the configuration."""
     method = METHODS[run.method]

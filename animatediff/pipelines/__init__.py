@@ -25,5 +25,6 @@ METHODS = Methods(
         "efficientmt": "animatediff.pipelines.efficientmt.method:METHOD",
         "motionclone": "animatediff.pipelines.motionclone.method:METHOD",
         "ditflow": "animatediff.pipelines.ditflow.method:METHOD",
+        "motionfollower": "animatediff.pipelines.motionfollower.method:METHOD",
     }
 )

@@ -19,7 +19,7 @@ OnStep = Callable[[int, int, torch.Tensor], None]  # (step from 0, steps, latent
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 4096  # pixels
 UNTRAINED = "UNTRAINED"  # the sidecar's field that says that weights are random
-INPUT_KINDS = ("images", "video", "masks")
+INPUT_KINDS = ("images", "video", "masks", "folder")
 SCHEDULER_NAMES = ("ddim", "pndm", "euler", "euler_ancestral", "dpmsolver++")
 
 
@@ -90,13 +90,15 @@ class Input:
     """What a job brings beside clip and prompt: a key at the top level, read before the method sees it.
 
     kind: images, a list of image files, read as float (n 3 h w) in [0, 1]; video, a file or folder, as float
-    (f 3 h w) in [-1, 1]; masks, a file or folder, as float (f 1 h w), 0 or 1; each at the run's size.
+    (f 3 h w) in [-1, 1]; masks, a file or folder, as float (f 1 h w), 0 or 1; each at the run's size. raw: a video
+    or masks handed over as they are read, uint8 (f h w 3). folder: a path that stands for other keys (see `complete`).
     """
 
     key: str
     kind: str
     required: bool = False
     help: str = ""
+    raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,9 @@ class Method(Protocol):
     A method may also have: `limits` {common key: (least, most)}, tighter ranges; `choices` {common key: names}, its own
     ones; `unused`, the common keys that it has no use for, refused where they are set; `aliases` {other programs' key:
     key or section.key}; `renamed` {a key's old name: its new one}, refused with the new one; `notes(pipe, run,
-    reference) -> list[str]`, warnings about one run; `phase(run, i) -> str`, what step i is called while it runs.
+    reference) -> list[str]`, warnings about one run; `phase(run, i) -> str`, what step i is called while it runs;
+    `complete(run) -> Run`, a copy whose keys that follow from others are filled in; `names(run) -> (folder, stem)`,
+    what outputs are called after, where that is not the reference's name and the prompt.
     """
 
     name: str  # the YAML section and the folder

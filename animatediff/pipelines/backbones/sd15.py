@@ -73,7 +73,7 @@ def load_components(files: SD15Files, dtype: torch.dtype = torch.float32) -> Com
     path, state = read_component(folder / "unet", *_BASE_MODEL["unet"])
     _load_spatial(unet, state, path)
     path, state = read_component(folder / "vae", *_BASE_MODEL["vae"])
-    load_exactly(vae, _modern_vae_names(state), path, expected="a VAE (AutoencoderKL)")
+    load_exactly(vae, modern_vae_names(state), path, expected="a VAE (AutoencoderKL)")
     path, state = read_component(folder / "text_encoder", *_BASE_MODEL["text_encoder"])
     _load_text_encoder(text_encoder, state, path)
     load_original_motion_modules(unet, read_state_dict(files.motion_module_path), files.motion_module_path)
@@ -142,7 +142,7 @@ def _load_spatial(unet: VideoUNet, state: StateDict, source: str) -> None:
     load_exactly(unet, state, source, expected="a Stable Diffusion 1.5 UNet", only=names)
 
 
-def _modern_vae_names(state: StateDict) -> StateDict:
+def modern_vae_names(state: StateDict) -> StateDict:
     """The middle attention of older files: query, key, value, proj_attn -> to_q, to_k, to_v, to_out.0."""
     table = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     pattern = re.compile(r"(?<=attentions\.0\.)(query|key|value|proj_attn)(?=\.)")
