@@ -8,6 +8,7 @@ value, letter by letter.
 from __future__ import annotations
 
 import math
+import os
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +20,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from animatediff.errors import UserError, describe_os_error, nearest, one_line
-from animatediff.files import write_text
+from animatediff.errors import UserError, describe_os_error, nearest, one_line, shown
+from animatediff.files import is_file, to_path, write_text
 from animatediff.project import locate
 
 T = TypeVar("T")
@@ -30,6 +31,7 @@ Layer = tuple[str, Mapping[str, Any] | yaml.MappingNode]  # where it comes from,
 BASE = "base"  # the key of a YAML that names another one, which it is laid over
 DEEPEST = 16  # how many YAMLs may be laid over one another
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_MERGE = "tag:yaml.org,2002:merge"
 _NULLS = ("null", "Null", "NULL", "~", "")
 
 
@@ -131,7 +133,11 @@ def _check_value(entry: Field[Any], name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     least, most = entry.metadata.get("least"), entry.metadata.get("most")
-    inside = (least is None or value >= least) and (most is None or value <= most) and math.isfinite(value)
+    inside = (
+        (least is None or value >= least)
+        and (most is None or value <= most)
+        and (isinstance(value, int) or math.isfinite(value))
+    )
     if not inside:
         raise UserError(f"{name} is {value}, expected {describe_range(least, most)}")
 
@@ -163,8 +169,8 @@ def read_layers(path: str | Path, above: tuple[Path, ...] = ()) -> list[Layer]:
 
     A `base:` is looked up beside the file that names it, then in the current and this project's folder.
     """
-    path = Path(path)
-    if path.resolve() in above or len(above) > DEEPEST:
+    path = to_path(path, "--config" if not above else f"'{BASE}' in {above[-1]}")
+    if (place := Path(os.path.realpath(path))) in above or len(above) > DEEPEST:
         raise UserError(f"{path} names itself as its base, through {len(above)} files; take one 'base:' out")
     mapping = _read_yaml(path)
     named = [(name, value) for name, value in mapping.value if name.value == BASE]
@@ -175,7 +181,7 @@ def read_layers(path: str | Path, above: tuple[Path, ...] = ()) -> list[Layer]:
     if not isinstance(base, yaml.ScalarNode) or not base.value:
         raise UserError(f"'{BASE}' in {path} is not a path; name one YAML file")
     beside = path.parent / base.value
-    lower = read_layers(beside if beside.is_file() else locate(base.value), (*above, path.resolve()))
+    lower = read_layers(beside if is_file(beside) else locate(base.value), (*above, place))
     return [*lower, (str(path), mapping)]
 
 
@@ -204,9 +210,9 @@ def part_of(config: Any, kind: type[T]) -> T:
 def _read_yaml(path: Path) -> yaml.MappingNode:
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError) as error:
-        if isinstance(error, UnicodeDecodeError):
-            raise UserError(f"{path} is not UTF-8 text ({error})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error})") from error
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(f"no configuration file at {path}; see the files in configs/") from error
     except OSError as error:
         raise describe_os_error(error, f"reading {path}") from error
@@ -226,8 +232,8 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         for mapping in _mappings(node):
-            loader.flatten_mapping(mapping)
-    except (yaml.YAMLError, RecursionError) as error:
+            _merge_keys(loader, mapping)
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # such as \UFFFFFFFF
         raise UserError(f"{source} is not valid YAML ({one_line(error)})") from error
     finally:
         if loader is not None:
@@ -235,11 +241,33 @@ def _compose(text: str, source: str) -> yaml.Node | None:
     return node
 
 
-def _mappings(node: yaml.Node | None, depth: int = 0) -> Iterator[yaml.MappingNode]:
-    if isinstance(node, yaml.MappingNode) and depth < DEEPEST:
-        yield node
-        for _, value in node.value:
-            yield from _mappings(value, depth + 1)
+def _mappings(node: yaml.Node | None) -> list[yaml.MappingNode]:
+    """Every mapping of a node tree once, those inside another before it."""
+    found: list[yaml.MappingNode] = []
+    seen: set[int] = set()
+
+    def visit(node: yaml.Node | None) -> None:
+        if id(node) in seen or not isinstance(node, yaml.MappingNode | yaml.SequenceNode):
+            return
+        seen.add(id(node))
+        for inner in node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in node.value]:
+            visit(inner)
+        if isinstance(node, yaml.MappingNode):
+            found.append(node)
+
+    visit(node)
+    return found
+
+
+def _merge_keys(loader: yaml.SafeLoader, mapping: yaml.MappingNode) -> None:
+    """Put what `<<` names into `mapping`, under the keys that it has itself."""
+    own = [pair for pair in mapping.value if pair[0].tag != _MERGE]
+    if len(own) == len(mapping.value):
+        return
+    loader.flatten_mapping(mapping)
+    said = {name.value for name, _ in own if isinstance(name, yaml.ScalarNode)}
+    merged = {name.value: (name, value) for name, value in mapping.value if isinstance(name, yaml.ScalarNode)}
+    mapping.value = [pair for name, pair in merged.items() if name not in said] + own
 
 
 def _typed(schema: type, values: Mapping[str, Any] | yaml.MappingNode, source: str, prefix: str = "") -> Values:
@@ -299,15 +327,18 @@ def _value(kind: Any, value: Any, source: str, name: str) -> Any:
     if isinstance(value, yaml.ScalarNode):
         return _from_text(kinds, value.value, source, name)
     if not any(_has_type(inner, value) for inner in kinds):
-        shown = "a list" if isinstance(value, list | tuple | yaml.SequenceNode) else f"{value!r}"
-        raise UserError(f"bad value in {source}: {name} is {shown}, expected {_expected(kind)}")
+        found = "a list" if isinstance(value, list | tuple | yaml.SequenceNode) else shown(value)
+        raise UserError(f"bad value in {source}: {name} is {found}, expected {_expected(kind)}")
     if isinstance(value, str):
         return _literal(value, source, name)
-    return float(value) if float in kinds else value
+    try:
+        return float(value) if float in kinds else value
+    except OverflowError as error:
+        raise UserError(f"bad value in {source}: {name} is a number of more than 308 digits") from error
 
 
 def _from_text(kinds: tuple[Any, ...], text: str, source: str, name: str) -> Any:
-    if str in kinds and float not in kinds:
+    if text == "???" or (str in kinds and float not in kinds):
         return _literal(text, source, name)
     if bool in kinds:
         if text.lower() not in _BOOLEANS:
@@ -318,7 +349,11 @@ def _from_text(kinds: tuple[Any, ...], text: str, source: str, name: str) -> Any
             return float(re.sub(r"^([+-]?)\.(?=inf$|nan$)", r"\1", text.lower()))
         except ValueError:
             pass
-    return _literal(text, source, name) if str in kinds else _escaped(text)
+    if str in kinds:
+        return _literal(text, source, name)
+    if "${" in text:  # which OmegaConf would look up
+        raise UserError(f"bad value in {source}: {name} is {shown(text)}, expected {_expected(kinds[0])}")
+    return text
 
 
 def _has_type(kind: Any, value: Any) -> bool:

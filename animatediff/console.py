@@ -52,8 +52,8 @@ class Interrupted(KeyboardInterrupt):
 def run_command(main: Callable[[], int]) -> None:
     """Run a command's `main` and exit with its status.
 
-    UserError becomes one line on stderr and status 2; Ctrl-C one line and status 130, SIGTERM one line and 143.
-    Anything else is a defect of ours and keeps its traceback.
+    UserError becomes one line on stderr and status 2, or its own; Ctrl-C one line and status 130, SIGTERM one line and
+    143. Anything else is a defect of ours and keeps its traceback.
     """
     quiet_libraries()
     for stream in (sys.stdout, sys.stderr):
@@ -64,7 +64,7 @@ def run_command(main: Callable[[], int]) -> None:
             status = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        status = 2
+        status = error.status
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT
         how = "interrupted" if number == signal.SIGINT else "terminated"

@@ -19,6 +19,8 @@ class UserError(ValueError):
     The message is made one line: the offending value, what was expected, what to do.
     """
 
+    status = 2  # with which a command ends
+
     def __init__(self, message: object) -> None:
         super().__init__(one_line(message))
 

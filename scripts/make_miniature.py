@@ -5,6 +5,7 @@
     torchrun --nproc_per_node 2 scripts/make_miniature.py one process per core, gradients averaged: the way it was made
     python scripts/make_miniature.py vae.steps=10         any key of configs/training/miniature_base.yaml
     python scripts/make_miniature.py start=models/miniature work=runs/more   the motion stage alone, from there on
+    python scripts/make_miniature.py --dit                models/miniature_dit, by configs/training/miniature_dit.yaml
 
 The adapter is trained afterwards, by train.py with configs/training/miniature.yaml.
 """
@@ -16,20 +17,20 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from animatediff.config import load_config, option, save_config, to_yaml
 from animatediff.console import run_command
 from animatediff.errors import UserError
-from animatediff.files import atomic_folder, atomic_path, remove_stale_parts
+from animatediff.files import atomic_path, remove_stale_parts
+from animatediff.miniature import dit_stages
 from animatediff.miniature.autoencoder import build_vae, encode_mean, scale_latents, train_vae
 from animatediff.miniature.base import (
     GROUND_WEIGHT,
@@ -44,25 +45,17 @@ from animatediff.miniature.base import (
 from animatediff.miniature.export import export_base
 from animatediff.miniature.heldout import bundled_jobs, write_jobs
 from animatediff.miniature.loop import rank
+from animatediff.miniature.stages import StageConfig, camera_chances, once, save_model, wait
 from animatediff.miniature.text import build_text_encoder, build_tokenizer, encode_text, tokenize
 from animatediff.miniature.world import make_clip, sample_content
 from animatediff.models import VideoUNet
 from animatediff.pipelines.backbones.sd15 import Components, load_components
 from animatediff.pipelines.efficientmt.loading import EfficientMTFiles
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "training" / "miniature_base.yaml"
-Result = TypeVar("Result")
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "training"
+CONFIG, DIT_CONFIG = CONFIGS / "miniature_base.yaml", CONFIGS / "miniature_dit.yaml"
 STAGES = ("clips.npy", "vae", "latents.pt", "text_encoder", "unet", "video")
 STAGES_ON = ("latents.pt", "video")  # of a run that goes on from a model made before
-
-
-@dataclass
-class StageConfig:
-    """Steps, batch per process and peak learning rate of one stage."""
-
-    steps: int = option(1000, "of the optimizer", least=1, most=10_000_000)
-    batch: int = option(4, "per process", least=1, most=4096)
-    learning_rate: float = option(2e-3, "at its peak", least=0, most=1)
 
 
 @dataclass
@@ -96,7 +89,8 @@ class MiniatureConfig:
 def main() -> int:
     """Read the command and run every stage that is not done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=CONFIG, help="YAML file")
+    parser.add_argument("--dit", action="store_true", help="make the video transformer of models/miniature_dit")
+    parser.add_argument("--config", help="YAML file; by default the one in configs/training")
     parser.add_argument("--references", action="store_true", help="only render the bundled clips in assets/")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and which stages are done")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the config")
@@ -104,25 +98,44 @@ def main() -> int:
     if arguments.references:
         print(f"the bundled jobs are in {write_jobs('assets/references', bundled_jobs(), listing='assets/jobs.jsonl')}")
         return 0
-    config = load_config(MiniatureConfig, arguments.config, arguments.overrides)
+    if arguments.dit:
+        return _main_dit(arguments)
+    config = load_config(MiniatureConfig, arguments.config or CONFIG, arguments.overrides)
     if config.latents > config.clips:
         raise UserError(f"latents is {config.latents}, expected 1 to clips ({config.clips})")
     if arguments.dry_run:
-        stages = STAGES_ON if config.start else STAGES
-        done = (f"{'done' if (Path(config.work) / name).exists() else 'to do':6} {name}" for name in stages)
-        print(to_yaml(config) + "\n".join(done))
+        _print_plan(config, STAGES_ON if config.start else STAGES)
         return 0
+    _run(lambda: make(config))
+    return 0
+
+
+def _main_dit(arguments: argparse.Namespace) -> int:
+    config = load_config(dit_stages.DitConfig, arguments.config or DIT_CONFIG, arguments.overrides)
+    if arguments.dry_run:
+        _print_plan(config, dit_stages.STAGES)
+        return 0
+    _run(lambda: dit_stages.make_dit(config))
+    print(f"the video transformer is in {config.output}")
+    return 0
+
+
+def _run(stages: Callable[[], None]) -> None:
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
-    torch.manual_seed(config.seed)
-    make(config)
+    stages()
     if dist.is_initialized():
         dist.destroy_process_group()
-    return 0
+
+
+def _print_plan(config: MiniatureConfig | dit_stages.DitConfig, stages: Sequence[str]) -> None:
+    done = (f"{'done' if (Path(config.work) / name).exists() else 'to do':6} {name}" for name in stages)
+    print(to_yaml(config) + "\n".join(done))
 
 
 def make(config: MiniatureConfig) -> None:
     """All stages in turn; each leaves its result in `config.work` and is skipped where that is already there."""
+    torch.manual_seed(config.seed)
     work = Path(config.work)
     if rank() == 0:
         remove_stale_parts(work)
@@ -142,7 +155,7 @@ def make(config: MiniatureConfig) -> None:
         video = to_video_unet(image_unet)
     importance = subject_importance(shown, latents.shape[-2:], GROUND_WEIGHT)
     stars = torch.tensor([clip.content.shape == "star" for clip in shown])
-    chances = _camera_chances([clip.motion.moves_camera for clip in shown], config.camera_share)
+    chances = camera_chances([clip.motion.moves_camera for clip in shown], config.camera_share)
     chances = torch.where(stars, config.star_weight, 1.0) * chances
     video = _motion_stage(config, work, latents, importance, chances, captions, tokenizer, encoder, video)
     if rank() == 0:
@@ -165,7 +178,7 @@ def _load_start(folder: Path, work: Path) -> Components:
 def _vae_stage(config: MiniatureConfig, work: Path) -> AutoencoderKL:
     vae, stage = build_vae(), config.vae
     if not (work / "vae").exists():
-        clips = _once(
+        clips = once(
             work / "clips.npy", lambda path: _render(path, config.clips), lambda path: np.load(path, mmap_mode="r")
         )
         centres = np.stack([make_clip(seed).track() for seed in range(len(clips))])
@@ -173,8 +186,8 @@ def _vae_stage(config: MiniatureConfig, work: Path) -> AutoencoderKL:
         train_vae(vae, clips, centres, stage.steps, stage.batch, stage.learning_rate, checkpoint, config.seed)
         if rank() == 0:
             scale_latents(vae, clips[:60])
-            _save(vae, work / "vae")
-        _wait()
+            save_model(vae, work / "vae")
+        wait()
     return AutoencoderKL.from_pretrained(work / "vae").eval()
 
 
@@ -195,9 +208,9 @@ def _frames_stage(
             unet, encoder, latents, tokens, empty, importance, centres, *sizes, work / "frames.pt", config.seed + 1
         )
         if rank() == 0:
-            _save(encoder, work / "text_encoder")
-            _save(unet, work / "unet")  # last: the stage is done where it is there
-        _wait()
+            save_model(encoder, work / "text_encoder")
+            save_model(unet, work / "unet")  # last: the stage is done where it is there
+        wait()
     unet = UNet2DConditionModel.from_pretrained(work / "unet")
     return unet, CLIPTextModel.from_pretrained(work / "text_encoder").eval()
 
@@ -220,36 +233,9 @@ def _motion_stage(
         sizes = (stage.steps, stage.batch, stage.learning_rate, config.spatial_learning_rate)
         train_clips(video, latents, text, empty, importance, chances, *sizes, work / "clips.pt", config.seed + 2)
         if rank() == 0:
-            _save(video, work / "video")
-        _wait()
+            save_model(video, work / "video")
+        wait()
     return VideoUNet.from_pretrained(work / "video")
-
-
-def _camera_chances(moving: Sequence[bool], share: float) -> Tensor:
-    """How often to draw each clip so that those with a moving camera make up `share` of the draws: float32 [n].
-
-    UserError where that leaves nothing to draw.
-    """
-    moves = torch.tensor(moving)
-    chances = torch.where(moves, share / moves.sum().clamp(min=1), (1 - share) / (~moves).sum().clamp(min=1))
-    if not chances.any():
-        raise UserError(
-            f"camera_share is {share}, but {moves.sum()} of {len(moves)} clips move their camera; take more"
-        )
-    return chances
-
-
-def _once(path: Path, make_it: Callable[[Path], None], read: Callable[[Path], Result]) -> Result:
-    """`read(path)`, after `make_it(path)` in the first process where there is no such file yet."""
-    if rank() == 0 and not path.exists():
-        make_it(path)
-    _wait()
-    return read(path)
-
-
-def _save(model: ModelMixin | PreTrainedModel, folder: Path) -> None:
-    with atomic_folder(folder) as part:
-        model.save_pretrained(part)
 
 
 def _rendered(seeds: Iterable[int]) -> NDArray[np.uint8]:
@@ -265,7 +251,7 @@ def _render(path: Path, count: int) -> None:
 
 def _latents(config: MiniatureConfig, work: Path, vae: AutoencoderKL) -> Tensor:
     """The first `config.latents` clips as scaled latents [n, f, 4, h, w], float16."""
-    return _once(
+    return once(
         work / "latents.pt",
         lambda path: _encode(path, vae, config.latents),
         lambda path: torch.load(path, weights_only=True),
@@ -278,11 +264,6 @@ def _encode(path: Path, vae: AutoencoderKL, count: int, at_once: int = 100) -> N
     latents = (torch.cat(means) * vae.config.scaling_factor).half()
     with atomic_path(path) as part:
         torch.save(latents, part)
-
-
-def _wait() -> None:
-    if dist.is_initialized():
-        dist.barrier()
 
 
 if __name__ == "__main__":

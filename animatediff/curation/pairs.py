@@ -17,13 +17,14 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from animatediff.config import load_config, nearest, option, save_config
@@ -55,7 +56,7 @@ from animatediff.errors import UserError
 from animatediff.evaluation.evaluate import EvaluationConfig, Tools, evaluate_item, load_tools
 from animatediff.evaluation.sources import find_items
 from animatediff.files import check_value, check_writable, load_json, write_json, write_jsonl
-from animatediff.inference import cli
+from animatediff.inference import cli, processes
 from animatediff.inference.jobs import Job
 from animatediff.inference.run import read_run
 from animatediff.pipelines import METHODS
@@ -105,12 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_thresholds(config.thresholds, tools.columns)
     prompts = read_prompts(options.prompts)
     sources = find_sources(options.clips, made_with.num_frames)
-    state = cli.join_processes(made_with.device)
-    with state.main_process_first():
-        jobs = write_jobs(out, sources, prompts, made_with, config.candidates_per_prompt)
+    state = processes.join(made_with.device)
+    all_jobs = partial(write_jobs, out, sources, prompts, made_with, config.candidates_per_prompt)
+    processes.from_first(all_jobs)
     cli.main([*flags, "--jobs", str(out / JOBS), *overrides])
-    state.wait_for_everyone()
-    jobs = write_jobs(out, sources, prompts, made_with, config.candidates_per_prompt) if state.is_main_process else jobs
+    jobs = processes.from_first(all_jobs)  # as they stand now
     scores = score(jobs, tools, config, out, state)
     if not state.is_main_process:
         return 0
@@ -170,7 +170,7 @@ def score(
             else:
                 write_json(path, values)
         found.append((str(item.output.resolve()), values))
-    return dict(gather_object(found))
+    return dict(processes.gather(found))
 
 
 def known_scores(path: Path) -> dict[str, float | None] | None:
@@ -251,7 +251,7 @@ def list_candidates(
     scores: Mapping[str, Mapping[str, float | None]],
 ) -> list[Candidate]:
     """Every clip, prompt and seed: made and scored, or with the reason why not."""
-    groups = {source.path.resolve(): source.group for source in sources}
+    groups = {os.path.abspath(source.path): source.group for source in sources}  # a link has a group of its own
     candidates = [
         Candidate(f"{source.group}/{prompt}", source.group, str(source.path), prompt, -1, Path(), {}, [source.problem])
         for source in sources
@@ -260,7 +260,7 @@ def list_candidates(
     ]
     for job in jobs:
         config = job.run
-        group = groups[Path(config.ref_video_path).resolve()]
+        group = groups[os.path.abspath(config.ref_video_path)]
         known = scores.get(str(job.output.resolve()))
         values = {key: math.nan if value is None else value for key, value in (known or {}).items()}
         name = f"{group}/{job.output.stem}"

@@ -6,6 +6,7 @@ python scripts/evaluate.py list.jsonl clip=none                      lines {"out
 python scripts/evaluate.py --frames DAVIS/JPEGImages/480p --prompts prompts.txt --write-jobs davis.jsonl
                                                                      a benchmark as jobs for inference.py --jobs
 python scripts/evaluate.py --write-miniature runs/miniature          the miniature's references and jobs
+python scripts/evaluate.py --write-miniature-dit runs/miniature_dit_jobs   those of models/miniature_dit
 
 Exit status: 0 everything measured, 1 something could not be (named at the end), 2 a mistake in the command.
 """
@@ -29,6 +30,7 @@ from animatediff.evaluation.sources import Item, benchmark_jobs, find_items, mis
 from animatediff.evaluation.tables import Summary, problem_lines, summarise, to_csv, to_json, to_markdown
 from animatediff.files import check_writable, is_there, write_json, write_jsonl, write_text
 from animatediff.miniature.measure import write_benchmark
+from animatediff.miniature.video_autoencoder import FRAMES
 from animatediff.project import as_called, locate
 
 DEFAULT_CONFIG = "configs/evaluation/default.yaml"
@@ -43,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return write_jobs(options.frames, options.prompts, options.write_jobs)
     if options.write_miniature:
         print("written:", *write_benchmark(options.write_miniature))
+        return 0
+    if options.write_miniature_dit:
+        print("written:", *write_benchmark(options.write_miniature_dit, frames=FRAMES, anchored=False))
         return 0
     out = check_writable(options.out, "--out")
     overrides = [text for text in options.paths if "=" in text and not is_there(text)]
@@ -141,4 +146,5 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     benchmark.add_argument(
         "--write-miniature", metavar="FOLDER", help="render the miniature's references, jobs and upper bound, and stop"
     )
+    benchmark.add_argument("--write-miniature-dit", metavar="FOLDER", help="the same for models/miniature_dit")
     return parser.parse_intermixed_args(arguments)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from animatediff.config import option
 from animatediff.errors import UserError
@@ -70,12 +71,15 @@ class Row:
 
 @dataclass
 class Tools:
-    """The loaded parts of an evaluation: measures, tracker, and the references seen before with their tracks."""
+    """The loaded parts of an evaluation: measures, tracker, and by the hash of a reference's frames what is known of
+    it: its tracks, and the frames themselves for as long as a row holds them.
+    """
 
     measures: Sequence[Measure]
     tracker: Tracker
     references: Path | None = None
-    seen: dict[str, tuple[Frames, Tracks]] = field(default_factory=dict)
+    tracked: dict[str, Tracks] = field(default_factory=dict)
+    held: WeakValueDictionary[str, Frames] = field(default_factory=WeakValueDictionary)
 
     @property
     def columns(self) -> list[Column]:
@@ -87,11 +91,11 @@ class Tools:
         return {c.key: measure.reason for measure in self.measures if measure.reason for c in measure.columns}
 
     def track_reference(self, frames: Frames) -> tuple[Frames, Tracks]:
-        """The frames of a reference and their tracks; the same frames are held and tracked once."""
+        """The frames of a reference and their tracks; the same frames are tracked once, and held once at a time."""
         key = hashlib.sha256(frames.tobytes()).hexdigest()
-        if key not in self.seen:
-            self.seen[key] = frames, self.tracker(frames)
-        return self.seen[key]
+        if key not in self.tracked:
+            self.tracked[key] = self.tracker(frames)
+        return self.held.setdefault(key, frames), self.tracked[key]
 
 
 def load_tools(config: EvaluationConfig) -> Tools:

@@ -217,8 +217,8 @@ def read_output(item: Item) -> tuple[Frames, float, list[str]]:
     UserError where the video cannot be read.
     """
     clip = read_frames(item.output, None)
-    found = list(clip.warnings) if len(clip.frames) > 1 else []
     frames, height, width = clip.frames.shape[:3]
+    found = list(clip.warnings) if frames > 1 else ["the video has 1 frame, so its motion cannot be measured"]
     expected = item.record.get("num_frames")
     if expected is not None and expected != frames:
         found.append(f"the video has {frames} frames, its record says {expected}")

@@ -8,23 +8,21 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from animatediff.config import read_layers, to_dict, to_yaml
 from animatediff.console import Parser
 from animatediff.errors import UserError, nearest, one_line
 from animatediff.files import is_there, read_json
+from animatediff.inference import processes
 from animatediff.inference.engine import Engine, Extracted, free_memory
 from animatediff.inference.jobs import ALREADY_DONE, DONE, FAILED, TO_DO, Job, plan, read_jobs, share, table
 from animatediff.inference.outputs import write
-from animatediff.inference.run import missing_weights, read_run, reference_key, run_of, weight_files
+from animatediff.inference.run import missing_weights, read_run, reference_key, resolved_dtype, run_of, weight_files
 from animatediff.pipelines import METHODS
 from animatediff.pipelines.method import UNTRAINED, Run, attribute
 from animatediff.project import PROJECT, locate
@@ -32,7 +30,6 @@ from animatediff.project import PROJECT, locate
 DEFAULT_CONFIG = "configs/inference/default.yaml"
 MOVED = "configs/moved.yaml"  # old place of a YAML: its place now
 FLAGS = ("ckpt_path", "ref_video_path", "prompt")  # the published program's
-WAIT = timedelta(days=30)  # how long a process whose jobs are done waits for another that is still at work
 
 
 def main(arguments: Sequence[str] | None = None, description: str | None = None) -> int:
@@ -42,21 +39,14 @@ def main(arguments: Sequence[str] | None = None, description: str | None = None)
     jobs = read_jobs(locate(options.jobs), run) if options.jobs else [Job(run, "the command line")]
     if options.dry_run:
         return dry_run(run, jobs)
-    state = join_processes(run.device)
-    if state.is_main_process:
-        plan(jobs)
-    jobs = broadcast_object_list([jobs])[0]
+    state = processes.join(run.device)
+    jobs = processes.from_first(lambda: plan(jobs))
     if not options.jobs and jobs[0].status == FAILED:
         raise UserError(jobs[0].note)
     settled = [job for job in jobs if job.status != TO_DO]
     todo = share([job for job in jobs if job.status == TO_DO], state.process_index, state.num_processes)
     mine = make_all(Engine(run, references=1), todo, keep_going=bool(options.jobs))
-    try:
-        ended = settled + gather_object(mine)
-    except RuntimeError as error:  # what torch raises when the other end of a connection has closed
-        told = f"{len(mine)} of {len(jobs)} jobs ended here, run the same command again for the rest"
-        print(f"error: another process of this command is gone; {told} ({one_line(error)[:60]})", file=sys.stderr)
-        return 1
+    ended = settled + processes.gather(mine)
     if state.is_main_process:
         if options.jobs:
             print(table(ended))
@@ -125,7 +115,7 @@ def find_config(path: str) -> str:
     return found
 
 
-def dry_run(run: Run, jobs: Sequence[Job]) -> int:
+def dry_run(run: Run, jobs: list[Job]) -> int:
     """Print the resolved configuration, every file it would read, present or missing, and what each job would write.
 
     Returns 0 where the run could start, else 1.
@@ -183,7 +173,7 @@ def load(engine: Engine, quiet: bool = False) -> None:
         return
     name = next((str(file.path) for file in weight_files(engine.run)), engine.run.method)
     name = getattr(engine.run, "pretrained_model_path", name)
-    dtype = engine.run.dtype
+    dtype = resolved_dtype(engine.run)
     print(f"loaded {name} on {engine.device} in {time.perf_counter() - started:.1f} s ({dtype})")
     for line in engine.notes:
         print(line)
@@ -209,13 +199,8 @@ def make(engine: Engine, job: Job, extracted: Extracted, quiet: bool = False) ->
             bar.update(step + 1 - bar.n)
 
         result = engine.make(job.run, extracted, stepped)
-    warn(result.warnings[len(extracted.warnings) :])
+    warn(line for line in result.warnings if line not in extracted.warnings)
     write(job, result)
-
-
-def join_processes(device: str) -> PartialState:
-    """The processes that share the jobs: one, or those that a launcher started, on CPUs where there is no CUDA."""
-    return PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=WAIT)
 
 
 def warn(lines: Iterable[str]) -> None:

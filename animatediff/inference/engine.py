@@ -34,6 +34,7 @@ from animatediff.pipelines import METHODS
 from animatediff.pipelines.method import Made, OnStep, Run, attribute
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+WIDER = {"fp32": "", "bf16": "dtype=fp32, or ", "fp16": "dtype=fp32 or dtype=bf16, or "}  # where a dtype gives NaN
 LESS_MEMORY = "offload=model (or sequential), dtype=bf16, a smaller height and width, or fewer num_frames"
 Job = Run | Mapping[str, Any]
 
@@ -143,8 +144,7 @@ class Engine:
     def make(self, job: Job, reference: Extracted | None = None, on_step: OnStep | None = None) -> Result:
         """As `generate`, with what it took and what a user should be told."""
         run = self.resolve(job)
-        if reference is None:
-            check(run)
+        check(run, clip=reference is None)
         with self._lock, memory_advice(run):
             pipe = self.load()
             extracted = reference or self.extract(run)
@@ -165,15 +165,14 @@ class Engine:
             )
             frames, files = (made.frames, made.files) if isinstance(made, Made) else (made, {})
             if not np.isfinite(frames).all():
-                raise UserError(
-                    f"sampling gave NaN in {run.dtype}; use dtype=fp32 or dtype=bf16, or a lower guidance_scale"
-                )
+                dtype = resolved_dtype(run)
+                raise UserError(f"sampling gave NaN in {dtype}; use {WIDER[dtype]}a lower guidance_scale")
             notes = attribute(self.method, "notes", lambda *_: [])(pipe, run, extracted.motion)
             return Result(
                 frames,
                 extracted,
                 time.perf_counter() - started,
-                (*extracted.warnings, *warnings, *notes),
+                tuple(dict.fromkeys([*extracted.warnings, *warnings, *notes])),
                 self.method.facts(pipe, extracted.motion),
                 peak_memory(self.device),
                 files,

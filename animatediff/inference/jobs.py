@@ -80,8 +80,8 @@ def read_jobs(path: str | Path, run: Run) -> list[Job]:
     return jobs
 
 
-def plan(jobs: Sequence[Job]) -> None:
-    """Check every job and give it its fingerprint, its output and its status. Touches no model, writes nothing.
+def plan(jobs: list[Job]) -> list[Job]:
+    """The jobs, each checked, with its fingerprint, its output and its status. Touches no model, writes nothing.
 
     A result goes to <output_dir>/<reference name>/<prompt>-<seed>.mp4. Where another configuration already has that
     name, in this list or on disk, digits of the fingerprint follow.
@@ -109,6 +109,7 @@ def plan(jobs: Sequence[Job]) -> None:
         elif job.is_finished() and not job.run.overwrite:
             job.ended(ALREADY_DONE)
         taken.setdefault(job.output, job)
+    return jobs
 
 
 def _merge_wishes(first: Job, other: Job) -> None:

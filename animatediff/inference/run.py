@@ -138,6 +138,7 @@ def translate(
     later: keys that are said again above `values`; only the last word on another method's key counts.
     """
     result: dict[str, Any] = {}
+    aliased: dict[str, dict[str, Any]] = {}  # section -> its keys that stand at the top level
     for name, value in items_of((source, values)):
         if name == method and (inner := _section_items(value)) is not None:
             for part, _ in inner:
@@ -147,18 +148,26 @@ def translate(
         if target is None:
             continue
         head, _, rest = target.partition(".")
-        if rest:
-            section = result.setdefault(head, {})
-            if not isinstance(section, dict):
-                section = result[head] = dict(_section_items(section) or [])
-            result[head] = {**section, rest: value}
-        elif name in result and isinstance(result[name], dict) and (inner := _section_items(value)) is not None:
-            result[name] = {**result[name], **dict(inner)}
-        elif target in result:
+        place, key = (aliased.setdefault(head, {}), rest) if rest else (result, head)
+        if key in place:
             raise UserError(f"'{target}' stands twice in {source}; keep one")
-        else:
-            result[target] = value
+        place[key] = value
+    for head, parts in aliased.items():
+        section = _section(result[head], source, head) if head in result else {}
+        for key in section.keys() & parts:
+            raise UserError(f"'{head}.{key}' stands twice in {source}; keep one")
+        result[head] = section | parts
     return result
+
+
+def _section(value: Any, source: str, name: str) -> dict[str, Any]:
+    """A method's section as keys with their values; UserError where it is none, or a key stands twice in it."""
+    items = _section_items(value)
+    if items is None:
+        raise UserError(f"bad value in {source}: {name} is one value, expected keys of its own")
+    if len(dict(items)) < len(items):
+        raise UserError(f"a key of '{name}' stands twice in {source}; keep one")
+    return dict(items)
 
 
 def _section_items(value: Any) -> list[tuple[str, Any]] | None:
@@ -262,14 +271,18 @@ def completed(run: Run) -> Run:
     return attribute(METHODS[run.method], "complete", lambda same: same)(run)
 
 
-def check(run: Run) -> None:
-    """UserError for the first thing that no run can take. Ranges were checked with the configuration."""
+def check(run: Run, clip: bool = True) -> None:
+    """UserError for the first thing that no run can take. Ranges were checked with the configuration.
+
+    clip: whether the reference is to be read; it is not where it was extracted before.
+    """
     method = METHODS[run.method]
-    if not run.ref_video_path:
+    if clip and not run.ref_video_path:
         raise UserError("no reference video; give --ref_video_path (a video file or a folder of frames)")
-    if not is_there(to_path(run.ref_video_path, "ref_video_path")):
+    if clip and not is_there(to_path(run.ref_video_path, "ref_video_path")):
         raise UserError(f"no reference video at {run.ref_video_path}")
-    check_readable(run.ref_video_path, "ref_video_path")
+    if clip:
+        check_readable(run.ref_video_path, "ref_video_path")
     if run.prompt is None and method.needs_prompt:
         raise UserError('no prompt; give --prompt (an empty one is --prompt "")')
     for name in ("prompt", "negative_prompt", "ref_prompt"):

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from accelerate import PartialState
@@ -28,6 +29,40 @@ def one_cycle(step: int, steps: int, warmup: float = 0.08, floor: float = 0.01) 
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, steps - start)))
 
 
+class Together:
+    """Several optimizers of disjoint parameters as one, as far as `train` needs it."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def state_dict(self) -> dict:
+        return {str(number): optimizer.state_dict() for number, optimizer in enumerate(self.optimizers)}
+
+    def load_state_dict(self, state: dict) -> None:
+        for number, optimizer in enumerate(self.optimizers):
+            optimizer.load_state_dict(state[str(number)])
+
+
+Optimizer: TypeAlias = torch.optim.Optimizer | Together
+
+
+def adamw(groups: Sequence[dict]) -> torch.optim.AdamW:
+    """AdamW with the short second moment that short runs want."""
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)
+
+
 def train(
     name: str,
     groups: Sequence[dict],
@@ -39,15 +74,17 @@ def train(
     save_every: int = 200,
     clip: float = 1.0,
     report_every: int = 50,
+    make_optimizer: Callable[[Sequence[dict]], Optimizer] = adamw,
 ) -> EMAModel:
-    """Minimise `loss_of(step, generator)` over the parameters of `groups` (AdamW groups, each with its own lr).
+    """Minimise `loss_of(step, generator)` over the parameters of `groups` (each with its own lr).
 
+    `make_optimizer` takes `groups`; the rates of its own groups are the peaks of one cycle.
     Repeating the call resumes from `checkpoint`. The generator is seeded by (seed, step), so an interrupted run
     sees the data of an unbroken one. UserError where the loss stops being finite; the last checkpoint stays. On
     return the moving average has taken the parameters' place.
     """
     parameters = [p for group in groups for p in group["params"]]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = make_optimizer(groups)
     peaks = [group["lr"] for group in optimizer.param_groups]
     average = EMAModel(parameters, decay=decay, foreach=True)  # short memory first: the random start is forgotten
     first = _resume(checkpoint, parameters, optimizer, average)
@@ -98,7 +135,7 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         parameter.grad = mean.view_as(parameter)
 
 
-def _save(path: Path, step: int, parameters: list, optimizer: torch.optim.Optimizer, average: EMAModel) -> None:
+def _save(path: Path, step: int, parameters: list, optimizer: Optimizer, average: EMAModel) -> None:
     state = {
         "step": step,
         "parameters": [p.detach() for p in parameters],
@@ -110,7 +147,7 @@ def _save(path: Path, step: int, parameters: list, optimizer: torch.optim.Optimi
 
 
 @torch.no_grad()
-def _resume(path: Path, parameters: list, optimizer: torch.optim.Optimizer, average: EMAModel) -> int:
+def _resume(path: Path, parameters: list, optimizer: Optimizer, average: EMAModel) -> int:
     if not path.is_file():
         return 0
     state = torch.load(path, weights_only=True)

@@ -60,25 +60,25 @@ class Miniature:
         return Measured({key: math.nan if value is None else float(value) for key, value in values.items()})
 
 
-def write_benchmark(folder: str | Path, count: int = JOBS) -> list[Path]:
-    """Render what the miniature is evaluated on into `folder`.
+def write_benchmark(folder: str | Path, count: int = JOBS, frames: int = 16, anchored: bool = True) -> list[Path]:
+    """Render what the miniature (models/miniature_dit: 17 frames, not anchored) is evaluated on into `folder`.
 
     references/ and reversed/ hold the references, forwards and backwards, each with the jobs.jsonl that inference.py
     reads; moved-marks/, turned-marks/ and scattered-marks/ hold those whose camera moves, with the background's marks
     where the content puts them, not the motion: on the grid of training moved elsewhere, turned as well, or at random
     places. exact/ holds the perfect answers as if they were outputs, the upper bound of every measure.
     """
-    folder, jobs = Path(folder), heldout_jobs(count)
+    folder, jobs = Path(folder), heldout_jobs(count, frames, anchored=anchored)
     lists = [write_jobs(folder / "references", jobs), write_jobs(folder / "reversed", jobs, backwards=True)]
     for name, layout in INDEPENDENT.items():
-        drawn = heldout_jobs(count, anchored=False, layout=layout)
+        drawn = heldout_jobs(count, frames, anchored=False, layout=layout)
         lists.append(write_jobs(folder / name, [job for job in drawn if job.reference.motion.moves_camera]))
     for job in jobs:
-        output, frames = folder / "exact" / f"{job.name}.mp4", job.wanted.frames()
+        output, shown = folder / "exact" / f"{job.name}.mp4", job.wanted.frames()
         reference = str(folder / "references" / f"{job.name}.mp4")
-        save_video(output, frames, FPS)
+        save_video(output, shown, FPS)
         record = {"output": output.name, "method": "rendered", "reference": reference, "prompt": job.prompt}
-        write_json(output.with_suffix(".json"), {**record, "seed": job.seed, "num_frames": len(frames)})
+        write_json(output.with_suffix(".json"), {**record, "seed": job.seed, "num_frames": len(shown)})
     return [*lists, folder / "exact"]
 
 

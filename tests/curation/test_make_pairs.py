@@ -136,6 +136,13 @@ class TestFactory:
         assert "2 of 4 candidates kept" in said.out
         assert "the threshold on temporal_consistency is skipped" in said.err
 
+    def test_a_link_to_a_clip_has_candidates_of_its_own_name(self, command, made, clips, tmp_path):
+        (clips / "clip 3.mp4").symlink_to(clips / "clip 1.mp4")
+        command()
+        names = sorted(name for name in scores(tmp_path / "out") if not name.startswith("text"))
+        assert [name.partition("/")[0] for name in names] == [f"clip-{n}" for n in (1, 1, 2, 2, 3, 3)]
+        assert [group.name for group in folder_groups(tmp_path / "out")] == ["clip-1", "clip-2", "clip-3"]
+
     def test_selecting_again_makes_and_measures_nothing_again(self, command, made, tmp_path, monkeypatch):
         command()
         first = list(made)

@@ -1,10 +1,12 @@
 """scripts/evaluate.py from end to end on rendered outputs, and what it says of everything that is wrong with them."""
 
 import csv
+import gc
 import json
 import math
 import shutil
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from animatediff.data.export import save_frames, save_video
 from animatediff.errors import UserError
+from animatediff.evaluation import evaluate as evaluation
 from animatediff.evaluation.sources import (
     RECORD,
     benchmark_jobs,
@@ -130,6 +133,37 @@ def test_everything_wrong_is_named_and_the_rest_evaluated(outputs, tmp_path, cap
     shown = capsys.readouterr()
     assert "problem: same: text: cannot open" in shown.err
     assert "videos measured in full" in shown.out
+
+
+def test_one_frame_is_not_measured_in_full(outputs, tmp_path, capsys):
+    still = np.zeros((1, 32, 48, 3), np.uint8)
+    write_output(tmp_path / "stills", still, outputs / "references" / "line.mp4")
+    status, found = run(tmp_path / "out", tmp_path / "stills", "clip=none")
+    assert status == 1
+    assert problems(found)[0] == "line/made-7: the video has 1 frame, so its motion cannot be measured"
+    assert "0 of 1 videos measured in full" in capsys.readouterr().out
+
+
+def test_references_stay_in_memory_with_the_rows_that_show_them_only(outputs, monkeypatch):
+    read, tracked = [], []
+
+    def remembered(*arguments):
+        frames = read_reference(*arguments)
+        read.append(weakref.ref(frames))
+        return frames
+
+    monkeypatch.setattr(evaluation, "read_reference", remembered)
+    tools = evaluation.load_tools(evaluation.EvaluationConfig(clip="none", grid=12))
+    followed = tools.tracker
+    tools.tracker = lambda frames: tracked.append(len(frames)) or followed(frames)
+    items = [item for method in ("same", "reversed") for item in find_items(outputs / method, method)]
+    rows = list(evaluation.evaluate(items, tools, lambda item: "line" in item.name))
+    gc.collect()
+    assert len(read) == 6
+    assert len(tracked) == 6 + 3, "every output, and every reference once"
+    assert sum(frames() is not None for frames in read) == 1
+    first, second = (row for row in rows if row.frames is not None)
+    assert first.reference is second.reference is not None, "two rows that show one reference hold it once"
 
 
 def test_references_are_found_in_a_folder_and_of_other_sizes_and_frame_counts(outputs, tmp_path):

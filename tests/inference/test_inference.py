@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from animatediff import files
 from animatediff.data.export import save_video
+from animatediff.data.video import read_frames
 from animatediff.errors import UserError
 from animatediff.inference import cli, engine
+from animatediff.miniature import heldout
 from animatediff.pipelines.efficientmt import pipeline as efficientmt
 from animatediff.pipelines.efficientmt.loading import EfficientMTFiles as Files
 from animatediff.project import PROJECT, locate
@@ -42,6 +44,19 @@ def video_size(path: Path) -> tuple[int, int, int]:
 
 
 # What it writes
+
+
+def test_the_miniature_follows_a_bundled_reference(repository: Path, tmp_path: Path, monkeypatch, capsys):
+    """The first line of assets/jobs.jsonl by the plain command: its subject goes where the reference's does."""
+    monkeypatch.chdir(tmp_path)
+    first = (repository / "assets" / "jobs.jsonl").read_text().splitlines()[0]
+    Path("one.jsonl").write_text(first)
+    assert cli.main(["--jobs", "one.jsonl"]) == 0
+    assert "1 jobs: 1 done" in capsys.readouterr().out
+    job = heldout.bundled_jobs()[0]
+    assert json.loads(first)["prompt"] == job.prompt
+    [video] = Path("outputs").rglob("*.mp4")
+    assert heldout.score(read_frames(video, None).frames, job)["cosine"] > 0.8
 
 
 def test_published_flags_make_a_video_and_what_makes_it_again(command: Command, tiny_weights: Files, clip: Path):
@@ -363,7 +378,8 @@ def test_nan_in_a_checkpoint(command: Command, tiny_weights: Files):
 
 def test_nan_while_sampling(command: Command, monkeypatch):
     monkeypatch.setattr(cli, "extract_and_warn", spoiled(cli.extract_and_warn))
-    refused(command, "sampling gave NaN")
+    refused(command, "sampling gave NaN in fp32; use a lower guidance_scale", "dtype=auto")
+    refused(command, "sampling gave NaN in bf16; use dtype=fp32, or a lower guidance_scale", "dtype=bf16")
 
 
 def spoiled(extract):

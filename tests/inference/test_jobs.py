@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import av
+import psutil
 import pytest
 
 from animatediff.data.export import safe_name
@@ -164,6 +166,20 @@ def test_one_name_each(config: Run, tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
+def test_lines_that_differ_in_what_is_written_beside_merge_their_wishes(command, clip: Path, calls: Counter[str]):
+    wishes = [{"gif": True}, {"frames": True}, {"side_by_side": True}, {}]
+    path = jobs_file(*({"prompt": "a fox"} | wish for wish in wishes))
+    assert command("--jobs", path, prompt=None) == 0
+    assert calls == {"load": 1, "extract": 1, "make": 1}
+    assert outputs("gif") == ["clip/a-fox-42.gif"]
+    assert outputs("png") == ["clip/a-fox-42/00000.png", "clip/a-fox-42/00001.png"]
+    assert outputs("mp4") == ["clip/a-fox-42-beside.mp4", "clip/a-fox-42.mp4"]
+    Path("outputs/clip/a-fox-42.gif").unlink()
+    assert command("--jobs", jobs_file({"prompt": "a fox"}, {"prompt": "a fox", "gif": True}), prompt=None) == 0
+    assert outputs("gif") == ["clip/a-fox-42.gif"], "asked for by the second line, of a video that was there"
+    assert calls["make"] == 2
+
+
 def test_what_counts_as_finished(config: Run):
     [job] = planned(config)
     job.output.parent.mkdir(parents=True)
@@ -277,3 +293,52 @@ def test_accelerate_splits_the_list(small_config: Path, clip: Path, monkeypatch)
     rows = [line.split()[:2] for line in out.splitlines() if line[:4].strip().isdigit()]
     assert rows == [["1", "done"], ["2", "done"], ["3", "done"], ["4", "done"], ["5", "failed"]]
     assert "[2/2] done" in out, "the main process had two of the four jobs: the other process the other two"
+
+
+def kill_with_children(process: subprocess.Popen[str]) -> None:
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        member.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("killed", [0, 1], ids=["the first node", "the second node"])
+def test_a_node_that_is_gone_leaves_the_rest_to_a_rerun(
+    command, small_config: Path, clip: Path, killed: int, calls: Counter[str], capsys
+):
+    """Two launches with one output folder; one is killed in its share. The second node waits then, the first works."""
+    shutil.copy(clip, "other.mp4")
+    rows = [
+        {"ref_video_path": name, "prompt": f"job {i}", "num_inference_steps": 60 if i and killed in (node, 1) else 1}
+        for node, name in enumerate(["other.mp4", str(clip)])
+        for i in range(3)
+    ]
+    path = jobs_file(*rows)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "2")
+    launch += ("--main_process_ip", "127.0.0.1", "--main_process_port", port)
+    launch += ("--mixed_precision", "no", "--dynamo_backend", "no", "--machine_rank")
+    nodes = [start(small_config, "--jobs", path, launch=(*launch, str(rank))) for rank in (0, 1)]
+    try:
+        first_results = ["other/job-0-42.json", "clip/job-0-42.json"]
+        wait_for(lambda: first_results[killed] in outputs("json"), nodes[killed])
+        kill_with_children(nodes[killed])
+        _, err = nodes[1 - killed].communicate(timeout=120)
+    finally:
+        for node in nodes:
+            if node.poll() is None:
+                kill_with_children(node)
+    assert nodes[1 - killed].returncode == 1
+    told = "1 of the 2 processes of this command are gone; what the others made is kept, run the same command again"
+    assert [line for line in err.splitlines() if line.startswith("error: ")] == [f"error: {told} for the rest"]
+    survivor = ["clip", "other"][killed]
+    made = outputs("json")
+    assert [name for name in made if name.startswith(survivor)] == [f"{survivor}/job-{i}-42.json" for i in range(3)]
+    assert len(made) < 6, "the killed node had not finished its share"
+
+    assert command("--jobs", path, prompt=None, reference=None) == 0
+    assert calls == {"load": 1, "extract": 1, "make": 6 - len(made)}, "exactly what is missing"
+    assert len(outputs("json")) == len(outputs("mp4")) == 6
+    assert capsys.readouterr().out.splitlines()[-1] == f"6 jobs: {6 - len(made)} done, {len(made)} already done"

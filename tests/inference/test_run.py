@@ -6,14 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from animatediff.config import option
 from animatediff.hub import PUBLISHED, markdown_table
 from animatediff.inference.run import fingerprint, located, missing_weights, read_run, reference_key
+from animatediff.pipelines import METHODS
 from animatediff.pipelines.method import Run
 
 
@@ -49,6 +51,19 @@ def test_the_fingerprint_is_of_what_decides_the_pixels(config: Run, tmp_path: Pa
     before = fingerprint(replace(config, ref_video_path=str(moved)))
     moved.write_bytes(moved.read_bytes() + b"x")
     assert fingerprint(replace(config, ref_video_path=str(moved))) != before
+
+
+def test_the_fingerprint_outlives_new_methods_and_new_keys(config: Run, monkeypatch):
+    before = fingerprint(config)
+    monkeypatch.setattr(METHODS, "_entries", dict(METHODS._entries))
+    METHODS.register("newcomer", METHODS["motionclone"])
+    assert fingerprint(replace(config)) == before
+    settings = make_dataclass("Settings", [("new", int, option(3))], bases=(type(config.efficientmt),))
+    section = settings(**vars(config.efficientmt))
+    grown = make_dataclass("Grown", [("strength", float, option(1.0))], bases=(type(config),))
+    assert fingerprint(grown(**vars(config) | {"efficientmt": section})) == before
+    assert fingerprint(grown(**vars(config) | {"strength": 2.0})) != before
+    assert fingerprint(grown(**vars(config) | {"efficientmt": replace(section, new=4)})) != before
 
 
 def test_the_fingerprint_knows_what_the_base_model_predicts(config: Run, tmp_path: Path):

@@ -22,6 +22,7 @@ from animatediff.miniature.base import (
     velocity_loss,
 )
 from animatediff.miniature.loop import one_cycle, train
+from animatediff.miniature.stages import camera_chances, save_model
 from animatediff.miniature.text import build_text_encoder, build_tokenizer, encode_text, tokenize, world_words
 from animatediff.miniature.world import Clip, sample_content, sample_motion
 from animatediff.pipelines.backbones.sd15 import load_components
@@ -108,7 +109,7 @@ def test_a_stage_that_is_interrupted_while_it_is_written_is_not_done(script, tmp
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        script._save(Interrupted(), tmp_path / "vae")
+        save_model(Interrupted(), tmp_path / "vae")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr("sys.argv", ["make_miniature.py", "--dry-run", f"work={tmp_path}"])
     assert script.main() == 0
@@ -133,11 +134,11 @@ def test_values_that_cannot_be_are_refused(script, monkeypatch, keys, message):
 
 
 def test_moving_cameras_make_up_their_share_of_the_draws(script):
-    chances = script._camera_chances([True, False, False, False, False], 0.5)
+    chances = camera_chances([True, False, False, False, False], 0.5)
     assert torch.equal(chances, torch.tensor([0.5, 0.125, 0.125, 0.125, 0.125]))
-    assert torch.equal(script._camera_chances([False, False], 0.0), torch.tensor([0.5, 0.5]))
+    assert torch.equal(camera_chances([False, False], 0.0), torch.tensor([0.5, 0.5]))
     with pytest.raises(UserError, match="camera_share is 1.0, but 0 of 2 clips"):
-        script._camera_chances([False, False], 1.0)
+        camera_chances([False, False], 1.0)
 
 
 def test_the_loss_is_nothing_at_v_and_each_place_weighs_what_it_should():

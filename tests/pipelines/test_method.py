@@ -138,6 +138,9 @@ def test_the_engine(toy):
     with pytest.raises(KeyboardInterrupt):
         engine.generate(toy, on_step=stop)
     assert np.array_equal(engine.generate(toy), video)
+    for given in (None, reference):
+        with pytest.raises(UserError, match="prompt is 'refuse', which this method does not draw"):
+            engine.generate(toy | {"prompt": "refuse"}, given)
     with pytest.raises(UserError, match="unknown key 'sead' in the job; did you mean 'seed'"):
         engine.generate(toy | {"sead": 1})
 

@@ -1,0 +1,176 @@
+"""The transformer of models/miniature_dit: diffusers' CogVideoXTransformer3DModel, tiny, on frames and on clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from animatediff.miniature import t5
+from animatediff.miniature.base import subject_importance, velocity_loss
+from animatediff.miniature.loop import train
+from animatediff.miniature.muon import muon
+from animatediff.miniature.video_autoencoder import CHANNELS, FRAMES, TIME
+from animatediff.miniature.world import Clip
+
+CONFIG: dict[str, Any] = {
+    "num_attention_heads": 3,
+    "attention_head_dim": 64,
+    "num_layers": 8,
+    "time_embed_dim": 32,
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "text_embed_dim": t5.WIDTH,
+    "max_text_seq_length": t5.LENGTH,
+    "sample_height": 16,
+    "sample_width": 16,
+    "sample_frames": FRAMES,
+    "temporal_compression_ratio": TIME,
+    # The published 1.875 and 1 are for 30 x 45 tokens and 13 frames; 8 x 8 and 5 would be told apart by few channels.
+    "spatial_interpolation_scale": 0.5,
+    "temporal_interpolation_scale": 0.5,
+}
+# Of each block's heads, as (frames, rows, columns); the blocks without are to find their own.
+NEIGHBOURS = (
+    ((0, 0, -1), (0, 0, 1), (0, -1, 0)),
+    ((0, 1, 0), (-1, 0, 0), (1, 0, 0)),
+    ((0, 0, -1), (0, 0, 1), (-1, 0, 0)),
+    (),
+    ((0, -1, 0), (0, 1, 0)),
+    (),
+    ((0, 0, -1), (0, 0, 1), (1, 0, 0)),
+    ((0, -1, 0), (0, 1, 0), (-1, 0, 0)),
+)
+PAIRS = 8  # of channels of each axis in such a head: the highest frequencies
+SHARPNESS = 1.4
+DROP = 0.1  # share of captions replaced by the empty prompt, for classifier-free guidance
+
+
+def build_dit(config: dict[str, Any] = CONFIG) -> CogVideoXTransformer3DModel:
+    """An untrained transformer. Every block starts as the identity (DiT's adaLN-Zero) and the output as zero.
+
+    Heads look at neighbours: see `look_at`.
+    """
+    transformer = CogVideoXTransformer3DModel(**config)
+    silent = [transformer.proj_out]
+    for block in transformer.transformer_blocks:
+        silent += [block.norm1.linear, block.norm2.linear]
+    for layer in silent:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        transformer.patch_embed.proj.weight.mul_(0.5)  # positions decide at first
+    for block, offsets in zip(transformer.transformer_blocks, NEIGHBOURS, strict=False):
+        look_at(block.attn1, offsets, transformer.config)
+    return transformer
+
+
+@torch.no_grad()
+def look_at(attention: Attention, offsets: Sequence[tuple[int, int, int]], config: Any) -> None:
+    """Start head n of `attention` as a look at the token `offsets[n]` (frames, rows, columns) away; others at random.
+
+    The position table holds pairs (sin w p, cos w p) for frames, rows and columns. Turning each pair of the query by
+    w d and leaving the key's as it is makes q . k largest at p + d. A part of each head stays random, for content.
+    """
+    channels = attention.to_q.in_features
+    in_time, in_space = channels // 4, channels * 3 // 8  # channels of the table for frames, and for columns and rows
+    axes = (
+        (0, in_time, config.temporal_interpolation_scale),
+        (in_time + in_space, in_space, config.spatial_interpolation_scale),
+        (in_time, in_space, config.spatial_interpolation_scale),
+    )
+    width = channels // attention.heads
+    for head, offset in enumerate(offsets):
+        row = head * width
+        for (first, count, scale), distance in zip(axes, offset, strict=True):
+            for number in range(PAIRS):
+                angle = torch.tensor(distance / scale * 10000 ** (-number / (count // 2)))
+                sin, cos = first + number, first + count // 2 + number
+                for layer in (attention.to_q, attention.to_k):
+                    layer.weight[row : row + 2] = 0
+                attention.to_k.weight[row, sin] = attention.to_k.weight[row + 1, cos] = 1
+                attention.to_q.weight[row, sin] = attention.to_q.weight[row + 1, cos] = angle.cos()
+                attention.to_q.weight[row, cos], attention.to_q.weight[row + 1, sin] = angle.sin(), -angle.sin()
+                row += 2
+    if offsets:
+        for norm in (attention.norm_q, attention.norm_k):
+            norm.weight.fill_(SHARPNESS)
+
+
+def build_dit_scheduler() -> CogVideoXDDIMScheduler:
+    """CogVideoX-2b's: v-prediction, signal-to-noise ratios divided by 3, none left at the last timestep."""
+    return CogVideoXDDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+        snr_shift_scale=3.0,
+    )
+
+
+def video_importance(clips: Sequence[Clip], shape: Sequence[int], ground: float) -> Tensor:
+    """`subject_importance` for latent frames: the largest over the frames each stands for; float16 [n, F, h, w]."""
+    importance = subject_importance(clips, shape, ground)  # n f h w
+    rest = importance[:, 1:].unflatten(1, (-1, TIME)).amax(dim=2)
+    return torch.cat([importance[:, :1], rest], dim=1)
+
+
+def train_dit(
+    name: str,
+    transformer: CogVideoXTransformer3DModel,
+    latents: Tensor,
+    text: Tensor,
+    empty: Tensor,
+    importance: Tensor,
+    chances: Tensor,
+    steps: int,
+    batch: int,
+    lr: float,
+    checkpoint: Path,
+    seed: int,
+) -> None:
+    """Train `transformer` on latents [n, F, c, h, w], clips or (F = 1) their first frames. Resumes from `checkpoint`.
+
+    text [n, LENGTH, WIDTH]: embedded captions; empty [LENGTH, WIDTH]: the empty prompt's; importance [n, F, h, w]: the
+    weight of each place; chances [n]: how often each clip is drawn, up to a factor. The matrices of the blocks are
+    trained by Muon, everything else by AdamW.
+    """
+    alphas = build_dit_scheduler().alphas_cumprod.float()
+
+    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+        clip = torch.multinomial(chances, batch, replacement=True, generator=generator)
+        time = torch.randint(len(alphas), (batch,), generator=generator)
+        clean = latents[clip].float()
+        noise = torch.randn(clean.shape, generator=generator)
+        scale = alphas[time].view(-1, 1, 1, 1, 1)
+        noisy = scale.sqrt() * clean + (1 - scale).sqrt() * noise
+        dropped = torch.rand(batch, 1, 1, generator=generator) < DROP
+        prompt = torch.where(dropped, empty[None], text[clip])
+        with torch.autocast(clean.device.type, torch.bfloat16):
+            predicted = transformer(noisy, prompt, time).sample
+        weight = importance[clip][:, :, None].float()  # b F 1 h w
+        return velocity_loss(predicted, clean, noise, alphas[time], weight / weight.mean())
+
+    train(
+        name,
+        [{"params": list(transformer.parameters()), "lr": lr}],
+        loss_of,
+        steps,
+        checkpoint,
+        seed,
+        save_every=100,
+        make_optimizer=lambda groups: muon(transformer, lr, _outside_blocks),
+    )
+
+
+def _outside_blocks(name: str) -> bool:
+    """Parameters that are no matrices between tokens of the blocks: embeddings, modulations, the output."""
+    return "transformer_blocks" not in name or "norm" in name

@@ -1,0 +1,228 @@
+"""scripts/make_miniature.py --dit: a small CogVideoX of a world with free textures, made by stages that resume."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import CogVideoXPipeline
+from torch import nn
+
+from animatediff.config import load_config
+from animatediff.errors import UserError
+from animatediff.evaluation.measures import Sample, load_measure
+from animatediff.miniature import dit_stages
+from animatediff.miniature.dit import build_dit, build_dit_scheduler, video_importance
+from animatediff.miniature.heldout import heldout_jobs
+from animatediff.miniature.loop import train
+from animatediff.miniature.motions import sample_motion
+from animatediff.miniature.muon import muon, orthogonalised
+from animatediff.miniature.t5 import LENGTH, build_t5_encoder, build_t5_tokenizer, encode_captions
+from animatediff.miniature.text import world_words
+from animatediff.miniature.token_flow import flow_errors, true_flow
+from animatediff.miniature.video_autoencoder import (
+    CHANNELS,
+    FRAMES,
+    build_video_vae,
+    encode_video,
+    even_out,
+    to_clips,
+    to_video,
+)
+from animatediff.miniature.world import Clip, Content, make_clip
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "training" / "miniature_dit.yaml"
+TINY = {"clips": 2, "first": 3, "latents": 2, "vae.batch": 1, "decoder.batch": 1, "frames.batch": 2, "video.batch": 2}
+STEPS = {"vae.steps": 1, "decoder.steps": 1, "frames.steps": 1, "video.steps": 1}
+
+
+def tiny_config(tmp_path, **changes):
+    keys = {**TINY, **STEPS, "camera_share": 0, "work": tmp_path / "work", "output": tmp_path / "out", **changes}
+    return load_config(dit_stages.DitConfig, CONFIG, [f"{key}={value}" for key, value in keys.items()])
+
+
+def background(clip, frame=0):
+    """The top row of a frame, which no subject of these tests reaches: [w, 3]."""
+    return clip.frames()[frame, 0]
+
+
+def test_without_anchors_the_ground_is_placed_by_the_content_alone():
+    content = Content("circle", "red", "dotted", "grey", texture=11)
+    first, second = (sample_motion(seed, family="rotate", frames=2) for seed in (1, 2))
+    assert not np.allclose(first.origin, second.origin)
+    free = [Clip(content, motion, anchored=False) for motion in (first, second)]
+    assert np.array_equal(free[0].origin, free[1].origin)
+    assert np.array_equal(background(free[0]), background(free[1]))
+    moved = Clip(dataclasses.replace(content, texture=12), first, anchored=False)
+    assert not np.array_equal(background(free[0]), background(moved))
+    tied = [Clip(content, motion) for motion in (first, second)]
+    assert not np.array_equal(background(tied[0]), background(tied[1]))
+    assert all(np.array_equal(clip.origin, clip.motion.origin) for clip in tied)
+
+
+def test_a_free_clip_has_the_motion_of_the_tied_one():
+    tied, free = (make_clip(5, frames=3, anchored=anchored) for anchored in (True, False))
+    assert np.array_equal(tied.track(), free.track())
+    assert np.array_equal(tied.camera(), free.camera())
+
+
+def test_every_word_is_one_token_and_the_tokenizer_reads_back_what_it_wrote(tmp_path):
+    tokenizer = build_t5_tokenizer()
+    assert all(len(tokenizer(word).input_ids) == 2 for word in world_words())  # and the end of the sequence
+    assert tokenizer.unk_token_id not in tokenizer("a purple Cat").input_ids
+    before = tokenizer("a red zebra").input_ids
+    tokenizer.save_pretrained(tmp_path)
+    assert type(tokenizer).from_pretrained(tmp_path)("a red zebra").input_ids == before
+
+
+def test_the_text_encoder_is_the_seed_and_tells_captions_apart():
+    tokenizer = build_t5_tokenizer()
+    state = torch.random.get_rng_state()
+    first, again = (build_t5_encoder(tokenizer, 3) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    red, blue = encode_captions(first, tokenizer, ["a red star", "a blue star"])
+    assert red.shape == (LENGTH, 64)
+    assert torch.equal(red, encode_captions(again, tokenizer, ["a red star"])[0])
+    assert (red - blue)[1].norm() > red[1].norm() / 2
+
+
+def test_the_scheduler_leaves_nothing_of_the_picture_at_the_last_timestep():
+    scheduler = build_dit_scheduler()
+    assert scheduler.alphas_cumprod[-1] < 1e-6
+    assert scheduler.config.prediction_type == "v_prediction"
+    scheduler.set_timesteps(10)
+    assert scheduler.timesteps[0] == 999
+
+
+def test_a_clip_of_17_frames_is_five_latent_frames_and_comes_back_as_17():
+    vae, clips = build_video_vae().eval(), make_clip(1, frames=FRAMES).frames()[None]
+    latents = encode_video(vae, clips)
+    assert latents.shape == (1, 5, CHANNELS, 16, 16)
+    with torch.no_grad():
+        assert vae.decode(latents.transpose(1, 2)).sample.shape == (1, 3, FRAMES, 64, 64)
+    assert np.array_equal(to_clips(to_video(clips)), clips)
+
+
+def test_evening_out_leaves_reconstructions_and_gives_channels_of_deviation_one():
+    torch.manual_seed(0)
+    vae, clips = build_video_vae().eval(), np.stack([make_clip(seed, frames=9).frames() for seed in (1, 2)])
+
+    def reconstructed():
+        with torch.no_grad():
+            return vae.decode(vae.encode(to_video(clips)).latent_dist.mean).sample
+
+    before = reconstructed()
+    even_out(vae, clips)
+    torch.testing.assert_close(reconstructed(), before, rtol=1e-3, atol=1e-3)
+    deviation = encode_video(vae, clips).std(dim=(0, 1, 3, 4))
+    torch.testing.assert_close(deviation, torch.ones(CHANNELS), rtol=0.02, atol=0)  # bfloat16 read it
+
+
+def test_importance_of_a_latent_frame_covers_the_frames_it_stands_for():
+    clip = Clip(Content("circle", "red", "dotted", "grey"), sample_motion(3, family="line", frames=FRAMES))
+    importance = video_importance([clip], (16, 16), 2.0)[0]
+    assert importance.shape == (5, 16, 16)
+    for frame, (x, y) in enumerate((clip.track() + 0.5) / 4 - 0.5):
+        assert importance[(frame + 3) // 4, round(y), round(x)] == 8
+    assert importance.min() == 2
+
+
+def test_an_untrained_transformer_predicts_zero():
+    transformer = build_dit()
+    latents, text = torch.randn(1, 5, CHANNELS, 16, 16), torch.randn(1, LENGTH, 64)
+    with torch.no_grad():
+        assert not transformer(latents, text, torch.tensor([500])).sample.any()
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one():
+    for shape in ((24, 8), (8, 24), (16, 16)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        values = torch.linalg.svdvals(orthogonalised(matrix))
+        assert values.min() > 0.5
+        assert values.max() < 1.3
+
+
+def test_muon_takes_the_matrices_and_an_interrupted_run_ends_as_an_unbroken_one(tmp_path):
+    def run(path, steps):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
+        both = muon(network, 0.05, lambda name: name.startswith("2"))
+        assert [p.shape for p in both.optimizers[0].param_groups[0]["params"]] == [(6, 4)]
+        assert len(both.optimizers[1].param_groups[0]["params"]) == 3
+
+        def loss_of(step, generator):
+            inputs = torch.randn(16, 4, generator=generator)
+            if step >= steps:
+                raise KeyboardInterrupt
+            return (network(inputs) - inputs.sum(dim=1, keepdim=True)).square().mean()
+
+        groups = [{"params": list(network.parameters()), "lr": 0.05}]
+        try:
+            train("test", groups, loss_of, 40, path, 0, save_every=10, make_optimizer=lambda groups: both)
+        except KeyboardInterrupt:
+            return None
+        return network
+
+    unbroken = run(tmp_path / "unbroken.pt", 40)
+    assert run(tmp_path / "broken.pt", 25) is None
+    resumed = run(tmp_path / "broken.pt", 40)
+    for left, right in zip(unbroken.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_a_small_run_gives_a_folder_that_the_pipeline_loads_and_repeating_it_changes_nothing(tmp_path):
+    config = tiny_config(tmp_path)
+    dit_stages.make_dit(config)
+    assert all((tmp_path / "work" / name).exists() for name in dit_stages.STAGES)
+    assert not [path for path in (tmp_path / "out").rglob("*.json") if str(tmp_path) in path.read_text()]
+    files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.safetensors")}
+    assert len(files) == 3
+    pipe = CogVideoXPipeline.from_pretrained(tmp_path / "out")
+    pipe.set_progress_bar_config(disable=True)
+    size = {"height": 64, "width": 64, "num_frames": FRAMES, "num_inference_steps": 1}
+    video = pipe("a red star", max_sequence_length=LENGTH, output_type="np", **size).frames
+    assert video.shape == (1, FRAMES, 64, 64, 3)
+    dit_stages.make_dit(config)
+    assert all(path.read_bytes() == content for path, content in files.items())
+
+
+@pytest.mark.parametrize("change", [{"latents": 0}, {"camera_share": 1.5}, {"star_weight": -1}, {"video.steps": 0}])
+def test_values_that_make_no_sense_are_refused(tmp_path, change):
+    with pytest.raises(UserError, match=f"{next(iter(change))} is {next(iter(change.values()))}"):
+        tiny_config(tmp_path, **change)
+
+
+def test_the_shipped_config_is_the_default():
+    assert load_config(dit_stages.DitConfig, CONFIG) == dit_stages.DitConfig()
+
+
+def test_true_flow_of_a_pan_is_the_cameras_and_of_a_line_the_subjects():
+    content = Content("circle", "red", "dotted", "grey")
+    pan, line = (Clip(content, sample_motion(3, family=family, frames=FRAMES)) for family in ("pan", "line"))
+    flow, visible, on = true_flow(pan, 8, 8)
+    times = np.array([0, 2.5, 6.5, 10.5, 14.5])
+    shift = np.stack([np.interp(times, np.arange(FRAMES), axis) for axis in pan.motion.shift.T], axis=1) * 8
+    for i in range(5):
+        for j in range(5):
+            np.testing.assert_allclose(flow[5 * i + j], np.tile(shift[j] - shift[i], (64, 1)), atol=1e-9)
+    assert visible[0].sum() > 50
+    flow, visible, on = true_flow(line, 8, 8)
+    steps = np.stack([np.interp(times, np.arange(FRAMES), axis) for axis in line.track().T], axis=1) / 8
+    np.testing.assert_allclose(flow[4][on[4]], np.tile(steps[4] - steps[0], (on[4].sum(), 1)), atol=1e-9)
+    assert 1 <= on[4].sum() <= 9
+    assert not flow[4][~on[4]].any()
+    assert flow_errors(flow, line, 8, 8)["subject_cosine"] == pytest.approx(1)
+    assert flow_errors(-flow, line, 8, 8)["subject_error"] == pytest.approx(
+        2 * flow_errors(flow, line, 8, 8)["subject_truth"]
+    )
+
+
+def test_the_measure_tells_the_worlds_reversed_references_apart():
+    job = heldout_jobs(12, frames=FRAMES, anchored=False)[9]
+    assert job.reference.motion.family == "pan"
+    measure = load_measure("miniature")
+    wanted, reference = job.wanted.frames(), job.reference.frames()
+    for frames, shown in ((wanted, reference), (wanted[::-1], reference[::-1])):
+        sample = Sample(frames, {"reference": f"{job.name}.mp4"}, job.prompt, reference=shown)
+        assert measure(sample).values["camera_cosine"] > 0.9
