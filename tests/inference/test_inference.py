@@ -16,7 +16,6 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XF
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from animatediff import files
 from animatediff.data.export import save_video
 from animatediff.data.video import read_frames
 from animatediff.errors import UserError
@@ -403,7 +402,7 @@ def test_output_folders_that_cannot_be_written(command: Command, monkeypatch):
     refused(command, "nothing can be written to outputs/clip: ")
     Path("outputs/clip").unlink()
     monkeypatch.setattr(os, "access", lambda *_: False)
-    refused(command, "cannot be written; choose another output_dir")
+    refused(command, "cannot be written; choose another for output_dir")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
@@ -411,7 +410,7 @@ def test_disk_full_and_no_permission_while_writing(command: Command, monkeypatch
     def fail(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(files.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     refused(command, f"writing outputs/clip/a-red-star-42.mp4 failed: {os.strerror(code)}")
 
 
