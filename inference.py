@@ -8,8 +8,18 @@ python inference.py --config outputs/clip/a-red-star-42.json overwrite=true   th
 Any key of the YAML can follow as key=value. Paths are looked up here first, then in this project's folder.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 from animatediff.console import run_command
-from animatediff.inference.cli import main
+from animatediff.inference import cli
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0 all done, 1 some jobs failed or files are missing."""
+    return cli.main(arguments, __doc__)
+
 
 if __name__ == "__main__":
-    run_command(lambda: main(description=__doc__))
+    run_command(main)

@@ -9,7 +9,6 @@ Repeating a command goes on from its last checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from animatediff.config import save_config
-from animatediff.console import run_command
+from animatediff.console import Parser, run_command
 from animatediff.errors import UserError
 from animatediff.training.checkpoints import (
     Progress,
@@ -46,7 +45,7 @@ from animatediff.training.setup import build_accelerator, start_trackers
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command, then train, or only say what would be trained."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("train", __doc__)
     parser.add_argument("--config", action="append", default=[], help="YAML file; a later one is laid over an earlier")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config, parameter counts and data")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the config, e.g. data.root=clips")
@@ -114,7 +113,7 @@ def train(config: TrainingConfig) -> None:
             progress.step += 1
             progress.samples += plan.per_step
 
-            values = meter.update(step_loss, schedule.get_last_lr()[0])
+            values = meter.update(step_loss, float(schedule.get_last_lr()[0]))
             bar.update()
             bar.set_postfix_str(meter.line(values))
             accelerator.log(values | {"gradient": norm}, step=progress.step)

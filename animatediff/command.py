@@ -12,11 +12,11 @@ from animatediff import __version__
 from animatediff.config import nearest
 from animatediff.console import run_command
 from animatediff.errors import UserError
-from animatediff.project import PROJECT
+from animatediff.project import PROGRAMS, PROJECT
 
-COMMANDS = {  # word -> (where its `main` is, what it does)
-    "infer": ("animatediff.inference.cli", "make videos: the motion of a clip, the content of a sentence"),
-    "train": ("train.py", "train a method's adapter"),
+COMMANDS = {  # word -> (the module or program that holds its `main`, what it does)
+    "infer": (PROGRAMS["infer"], "make videos: the motion of a clip, the content of a sentence"),
+    "train": (PROGRAMS["train"], "train a method's adapter"),
     "evaluate": ("animatediff.evaluation.command", "measure outputs: table, JSON, CSV, HTML report"),
     "pairs": ("animatediff.curation.pairs", "make, filter and show training pairs"),
     "download": ("animatediff.hub_download", "fetch published weights"),
@@ -63,3 +63,7 @@ def find(word: str) -> ModuleType:
 def run() -> None:
     """The entry point: run the command and exit."""
     run_command(main)
+
+
+if __name__ == "__main__":  # python -m animatediff.command, which launchers of several processes need
+    run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -10,11 +11,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from types import FrameType
-
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
+from typing import Any, NoReturn
 
 from animatediff.errors import UserError
+from animatediff.project import PROGRAMS, as_called
+
+
+class Parser(argparse.ArgumentParser):
+    """The command line of `efficientmt WORD`, which is also a program of the checkout: told of as the user called it,
+    mistakes in one line.
+    """
+
+    def __init__(self, word: str, description: str | None, **settings: Any) -> None:
+        super().__init__(
+            prog=as_called(f"python {PROGRAMS[word]}"),
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **settings,
+        )
+
+    def format_help(self) -> str:
+        """The help, which names other commands, too, as they can be typed here."""
+        return as_called(super().format_help())
+
+    def error(self, message: str) -> NoReturn:
+        """UserError in place of argparse's usage and exit."""
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -53,12 +75,11 @@ def run_command(main: Callable[[], int]) -> None:
 
 def quiet_libraries() -> None:
     """Have the libraries say errors only, unless the user asks for more: what must be known, a command says itself."""
-    for library in ("TRANSFORMERS", "DIFFUSERS"):
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    for name, module in (("TRANSFORMERS", transformers_logging), ("DIFFUSERS", diffusers_logging)):
-        level = module.log_levels.get(os.environ[f"{name}_VERBOSITY"])
-        if level is not None:
-            module.set_verbosity(level)
+    for library in ("transformers", "diffusers"):
+        wish = os.environ.setdefault(f"{library.upper()}_VERBOSITY", "error")  # read by the library when it is imported
+        logging = sys.modules.get(f"{library}.utils.logging")
+        if logging is not None and wish in logging.log_levels:
+            logging.set_verbosity(logging.log_levels[wish])
 
 
 @contextmanager

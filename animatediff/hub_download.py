@@ -33,6 +33,7 @@ from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from tqdm import tqdm
 
 from animatediff.config import nearest
+from animatediff.console import Parser
 from animatediff.errors import UserError, describe_os_error, one_line
 from animatediff.files import write_json
 from animatediff.hub import PUBLISHED, RECORD, Published, find_source, markdown_table, read_record
@@ -127,7 +128,7 @@ def counted() -> Iterator[list[UserError]]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser("download", __doc__)
     names = ", ".join(model.name for model in PUBLISHED)
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder to fill (default: models)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"fetch only these: {names}")

@@ -1,7 +1,9 @@
-"""Where this project's own files lie: configs/, models/ and assets/ beside the code, or inside an installed package."""
+"""Where this project's own files lie, and what its commands are called: in a checkout, or as an installed package."""
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,11 +15,40 @@ T = TypeVar("T")
 _PACKAGE = Path(__file__).resolve().parent
 INSTALLED = _PACKAGE / "share"  # where a wheel puts configs/, models/miniature and assets/
 PROJECT = INSTALLED if INSTALLED.is_dir() else _PACKAGE.parent
+PROGRAMS = {  # word after `efficientmt` -> the same command as a program of the checkout
+    "infer": "inference.py",
+    "train": "train.py",
+    "evaluate": "scripts/evaluate.py",
+    "pairs": "scripts/make_pairs.py",
+    "download": "scripts/download_models.py",
+    "convert": "scripts/convert_checkpoint.py",
+    "benchmark": "scripts/benchmark.py",
+}
 
 
 def locate(path: str) -> str:
     """`path`, or, where nothing lies there, the same path in this project's folder if something lies there."""
     return str(PROJECT / path) if path and not is_there(path) and is_there(PROJECT / path) else path
+
+
+def weights_guide() -> str:
+    """What an error about a missing weight file says when no download is known for it."""
+    return f"see {locate('models/README.md')} for what goes there"
+
+
+def as_called(text: str) -> str:
+    """`text`, which names programs of the checkout, as the user can type them.
+
+    Unchanged in a checkout; `python scripts/evaluate.py` becomes `efficientmt evaluate` where the project is an
+    installed package (it has no scripts/), or where that is the command that runs.
+    """
+    if not INSTALLED.is_dir() and Path(sys.argv[0]).stem != "efficientmt":
+        return text
+    for word, program in PROGRAMS.items():
+        name = rf"\b(?:scripts/)?{re.escape(Path(program).name)}"
+        text = re.sub(f"accelerate launch {name}", f"accelerate launch -m animatediff.command {word}", text)
+        text = re.sub(f"(?:python )?{name}", f"efficientmt {word}", text)
+    return text
 
 
 def located(files: T) -> T:

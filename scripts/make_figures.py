@@ -10,7 +10,6 @@ the folder of the training run also curve.png, its measures on held-out clips ov
 from __future__ import annotations
 
 import argparse
-import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from animatediff.console import run_command
 from animatediff.data.export import save_gif

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +23,8 @@ import torch
 import torch.distributed as dist
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from animatediff.config import load_config, option, save_config, to_yaml
 from animatediff.console import run_command
@@ -231,7 +228,7 @@ def _motion_stage(
 ) -> VideoUNet:
     stage = config.motion
     if not (work / "video").exists():
-        nn.Module.to(video.requires_grad_(True), memory_format=torch.channels_last)  # a third faster on these CPUs
+        video.requires_grad_(True).to(memory_format=torch.channels_last)  # a third faster on these CPUs
         text, empty = encode_text(encoder, tokenizer, captions), encode_text(encoder, tokenizer, [""])[0]
         sizes = (stage.steps, stage.batch, stage.learning_rate, config.spatial_learning_rate)
         train_clips(video, latents, text, empty, importance, chances, *sizes, work / "clips.pt", config.seed + 2)

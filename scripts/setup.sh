@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the virtual environment .venv beside this folder and installs the requirements; quick when already done.
+# Makes the virtual environment .venv beside this folder, installs the requirements and the project itself, as a path to
+# this folder (.venv/bin/efficientmt is then its command). Quick when already done.
 #   bash scripts/setup.sh                        what the commands need
 #   bash scripts/setup.sh requirements-dev.txt   the checks' tools too
 # PYTHON names the interpreter to use (default: the first of python3, python3.13, ... that is 3.11 or newer).
@@ -34,10 +35,12 @@ if ! { new_enough "$python" && "$python" -m pip --version >/dev/null 2>&1; }; th
 fi
 
 stamp=.venv/.installed-$requirements
-wanted=$("$python" --version; cat requirements*.txt | cksum)
+wanted=$("$python" --version; pwd; cat requirements*.txt pyproject.toml | cksum)
 if [ "$(cat "$stamp" 2>/dev/null || true)" = "$wanted" ]; then
     exit 0
 fi
-"$python" -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)"
-"$python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
+install() { "$python" -m pip install --quiet --disable-pip-version-check "$@"; }
+install "$(grep '^torch==' requirements.txt)"
+install -r "$requirements"
+install --no-deps --no-build-isolation --editable . # built by the hatchling of requirements.txt: nothing more is fetched
 echo "$wanted" >"$stamp"

@@ -168,7 +168,7 @@ sys.exit("no such weights" if flags["stop"] == "0" else 0)
 
 def test_the_list_is_compared_with_as_many_single_runs(tmp_path, monkeypatch):
     (tmp_path / "inference.py").write_text(STAND_IN)
-    monkeypatch.setattr(commands, "ROOT", tmp_path)
+    monkeypatch.setattr(commands, "PROJECT", tmp_path)
     result = commands.measure_commands("any.yaml", ["stop=9"], prompts=4, singles=2)
     for clock in ("wall", "cpu"):
         assert result[clock]["single_runs"] == 4 * result[clock]["one_single_run"] > 0

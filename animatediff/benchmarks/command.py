@@ -40,6 +40,7 @@ from animatediff.benchmarks.sampling import measure_step
 from animatediff.benchmarks.timing import isolated
 from animatediff.benchmarks.training import measure_training
 from animatediff.config import nearest
+from animatediff.console import Parser
 from animatediff.errors import UserError
 from animatediff.files import write_json
 
@@ -149,7 +150,7 @@ def machine(setup: Setup) -> dict[str, Any]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("benchmark", __doc__)
     parser.add_argument("--only", default="", help=f"comma-separated parts of {', '.join(SHARES)} (default: see above)")
     parser.add_argument("--scale", default="sd15", choices=sorted(SCALES), help="shapes of the weights")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")

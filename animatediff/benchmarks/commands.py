@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -17,8 +16,8 @@ from typing import Any
 from animatediff.data.export import save_video
 from animatediff.errors import UserError, one_line
 from animatediff.miniature.world import make_clip, render
+from animatediff.project import PROGRAMS, PROJECT
 
-ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "a red star on sand, take {}"
 
 
@@ -56,12 +55,9 @@ def measure_commands(config: str, overrides: Sequence[str], prompts: int = 10, s
 
 def _run(arguments: Sequence[str]) -> dict[str, float]:
     """Seconds on the clock and of processor time of one `inference.py`."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     wall, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
-        [sys.executable, str(ROOT / "inference.py"), *arguments],
-        cwd=ROOT,
-        env=environment,
+        [sys.executable, str(PROJECT / PROGRAMS["infer"]), *arguments],
         capture_output=True,
         text=True,
         check=False,

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import CogVideoXTransformer3DModel
+from diffusers import CogVideoXTransformer3DModel, ModelMixin
 from einops import rearrange
-from torch import nn
 
 from animatediff.benchmarks.memory import compare_memory
 from animatediff.benchmarks.networks import Setup, randomly_filled
@@ -78,7 +77,7 @@ def per_head_flow(query: torch.Tensor, key: torch.Tensor, grid: Grid, temperatur
 
 
 def published_step(
-    network: nn.Module, latents: torch.Tensor, clean: torch.Tensor, text: torch.Tensor, motion: Motion
+    network: ModelMixin, latents: torch.Tensor, clean: torch.Tensor, text: torch.Tensor, motion: Motion
 ) -> torch.Tensor:
     """A guided step under text [negative, positive], from the first timestep, in the published form."""
     dialect, solver = dialect_of(network), Solver(EvenCogVideoXDDIMScheduler(**_SCHEDULE), 1, latents.device)
@@ -105,7 +104,7 @@ def published_step(
     return solver.step(0, passes[0] + GUIDANCE_SCALE * (passes[1] - passes[0]), latents)
 
 
-def _steps(network: nn.Module, setup: Setup) -> dict[str, Step]:
+def _steps(network: ModelMixin, setup: Setup) -> dict[str, Step]:
     """One sampling step of each of STEPS from the same noise."""
     random = torch.Generator().manual_seed(0)
     shape = (1, (setup.frames - 1) // 4 + 1, network.config.in_channels, setup.height // 8, setup.width // 8)

@@ -100,14 +100,15 @@ def run_phases(setup: Setup, weights: EfficientMTFiles, folder: str, launched: f
         return inputs
 
     with phases("sampling"):
-        latents = pipeline(
+        latents, *_ = pipeline(
             PROMPT,
             reference=reference,
             num_inference_steps=setup.rounds,
             guidance_scale=6.0,
             output_type="latent",
             callback_on_step_end=note,
-        ).frames
+            return_dict=False,
+        )
     if len(steps) > 1:
         phases.seconds["sampling"] += (PUBLISHED_STEPS - len(steps)) * float(np.median(np.diff(steps)))
     else:

@@ -29,13 +29,13 @@ class DirectBlock(nn.Module):
     def __init__(self, block: BasicTransformerBlock, site: Site, reference: SiteFeatures) -> None:
         super().__init__()
         assert site.scaler is not None  # the published scheme always has one
-        self.block, self.attentions, self.scaler, self.reference = block, site.attentions, site.scaler, reference
+        self.block, self.site, self.scaler, self.reference = block, site, site.scaler, reference
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         """hidden_states ((n b h w) f c), b the reference's batch; returns the same shape."""
         block, x = self.block, hidden_states
         stages = ((block.norm1, block.attn1), (block.norm2, block.attn2))
-        for (norm, attention), own, r in zip(stages, self.attentions, self.reference.features, strict=True):
+        for (norm, attention), own, r in zip(stages, self.site.projections, self.reference.features, strict=True):
             y = norm(x)
             r = r.repeat(len(y) // len(r), 1, 1)  # ((n b h w) f c)
             a = self.scaler(y, r, self.reference.size)

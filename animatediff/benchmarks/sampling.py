@@ -51,7 +51,7 @@ def measure_step(setup: Setup) -> dict[str, Any]:
         with directly(unet, adapter, reference):
             outputs["direct"] = step()
 
-    variants = {
+    variants: dict[str, Callable[[], Any]] = {
         "plain": step,
         "prepared": prepared,
         "unprepared": unprepared,

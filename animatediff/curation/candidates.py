@@ -1,4 +1,4 @@
-"""What the factory makes: one candidate for every clip, prompt and seed, as jobs of inference.py."""
+"""What may become pairs: one candidate for every clip, prompt and seed, as jobs of inference.py."""
 
 from __future__ import annotations
 

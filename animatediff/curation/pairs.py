@@ -28,6 +28,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from animatediff.config import load_config, nearest, option, save_config
+from animatediff.console import Parser
 from animatediff.curation.candidates import (
     JOBS,
     Source,
@@ -140,7 +141,7 @@ def make_synthetic(config: PairsConfig, out: Path) -> int:
                 save_even(path, to_levels(clip.pixels(shape)), 8)
             rows.append({"path": path.relative_to(out).as_posix(), "group": f"{number:05d}", "caption": clip.caption})
     write_jsonl(out / MANIFEST, rows)
-    print(f"{len(groups)} groups of {config.synthetic_clips} exact clips are in {out}; next: train.py on it")
+    print(f"{len(groups)} groups of {config.synthetic_clips} exact clips are in {out}; next: training on it")
     return 0
 
 
@@ -272,7 +273,7 @@ def list_candidates(
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("pairs", __doc__)
     parser.add_argument(
         "--clips",
         help="a folder of videos or frame folders that give the motion, or a manifest.jsonl: each group's first",

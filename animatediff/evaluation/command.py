@@ -15,23 +15,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import transformers
 from tqdm import tqdm
 
 from animatediff.config import load_config, save_config
+from animatediff.console import Parser
 from animatediff.errors import UserError
 from animatediff.evaluation.evaluate import EvaluationConfig, Row, evaluate, load_tools
-from animatediff.evaluation.plots import save_plots
 from animatediff.evaluation.report import write_report
 from animatediff.evaluation.sources import Item, benchmark_jobs, find_items, missing_jobs, name_methods, read_job_list
-from animatediff.evaluation.tables import problem_lines, summarise, to_csv, to_json, to_markdown
+from animatediff.evaluation.tables import Summary, problem_lines, summarise, to_csv, to_json, to_markdown
 from animatediff.files import check_writable, is_there, write_json, write_jsonl, write_text
 from animatediff.miniature.measure import write_benchmark
 from animatediff.miniature.video_autoencoder import FRAMES
-from animatediff.project import locate
+from animatediff.project import as_called, locate
 
 DEFAULT_CONFIG = "configs/evaluation/default.yaml"
 
@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     methods = list(dict.fromkeys(item.method for item in items))
     if config.baseline not in (None, *methods):
         raise UserError(f"baseline is '{config.baseline}'; expected one of {', '.join(methods)}")
+    save_plots = load_plots() if options.plots else None
     absent = unanswered(read_job_list(config.jobs), items) if config.jobs else []
     tools = load_tools(config)
     for reason in dict.fromkeys(tools.reasons.values()):
@@ -72,10 +73,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_json(out / "evaluation.json", to_json(summary, rows))
     save_config(config, out / "config.yaml")
     write_report(out / "report.html", summary, rows)
-    if options.plots:
+    if save_plots is not None:
         save_plots(out / "plots", summary, rows)
     print(table)
     return tell(rows, absent, out)
+
+
+def load_plots() -> Callable[[Path, Summary, Sequence[Row]], object]:
+    """`save_plots`, whose library is an extra; UserError where that is not installed."""
+    try:
+        from animatediff.evaluation.plots import save_plots
+    except ModuleNotFoundError as error:
+        raise UserError(f"--plots needs {error.name}; pip install {error.name}") from error
+    return save_plots
 
 
 def collect(paths: Sequence[str], labels: Sequence[str] | None) -> list[Item]:
@@ -104,7 +114,7 @@ def write_jobs(frames: str | None, prompts: str | None, path: str) -> int:
         raise UserError("--write-jobs needs --frames (a folder of sequences) and --prompts (a list)")
     jobs = benchmark_jobs(frames, prompts)
     write_jsonl(path, jobs)
-    print(f"{len(jobs)} jobs written to {path}; next: python inference.py --jobs {path}")
+    print(as_called(f"{len(jobs)} jobs written to {path}; next: python inference.py --jobs ") + path)
     return 0
 
 
@@ -123,7 +133,7 @@ def tell(rows: Sequence[Row], absent: Sequence[str], out: Path) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("evaluate", __doc__)
     parser.add_argument("paths", nargs="*", metavar="folder|list.jsonl|key=value", help="what to evaluate, and keys")
     parser.add_argument("--config", default=DEFAULT_CONFIG, help="YAML of the evaluation")
     parser.add_argument("--labels", nargs="+", help="a name for each folder, in their order")

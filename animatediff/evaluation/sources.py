@@ -155,7 +155,7 @@ def _item_of_line(path: Path, number: int, line: str, method: str) -> Item:
         return Item(method, f"line {number}", path.with_name(f"line {number}"), {}, path.parent, str(error))
     method = row.get("label", method)
     name = str(given.with_suffix(""))
-    output = locate(str(given), path.parent)
+    output = find_video(str(given), path.parent)
     sidecar = None if output is None else output.with_suffix(".json")
     if sidecar is not None and is_file(sidecar):
         try:
@@ -205,7 +205,7 @@ def _name(path: Path, folder: Path) -> str:
 # ---------------------------------------------------------------------------------------------- their frames
 
 
-def locate(path: str, *bases: Path) -> Path | None:
+def find_video(path: str, *bases: Path) -> Path | None:
     """The existing file or folder of that name: as given, below one of `bases`, or by its last part below one."""
     candidates = [Path(path), *(base / path for base in bases), *(base / Path(path).name for base in bases)]
     return next((candidate for candidate in candidates if is_there(candidate)), None)
@@ -239,7 +239,7 @@ def read_reference(item: Item, shape: tuple[int, int, int], folder: Path | None 
     if item.reference is None:
         raise UserError("its record names no reference")
     bases = [item.base] if folder is None else [item.base, folder]
-    path = locate(item.reference, *bases)
+    path = find_video(item.reference, *bases)
     if path is None:
         raise UserError(f"its reference {item.reference} is missing; references=FOLDER says where to look")
     record = item.record

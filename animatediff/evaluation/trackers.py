@@ -90,17 +90,18 @@ class LucasKanade:
 
     def _flow(self, old: Frames, new: Frames, points: Points, window: float) -> tuple[Points, NDArray[np.bool_]]:
         side = max(7, round(window * min(new.shape[:2]))) | 1
+        start = np.ascontiguousarray(points)
         moved, status, _ = cv2.calcOpticalFlowPyrLK(
             old,
             new,
-            np.ascontiguousarray(points),
-            None,
+            start,
+            np.empty_like(start),  # filled
             winSize=(side, side),
             maxLevel=self.levels,
             criteria=(cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01),
             minEigThreshold=self.texture,
         )
-        return moved, status[:, 0] == 1
+        return np.asarray(moved, np.float32), np.asarray(status)[:, 0] == 1
 
     def _choose(self, frame: Frames) -> Points:
         """One well textured point per grid cell: [N, 2], N at most grid * grid."""
@@ -122,7 +123,7 @@ def _colour_at(frame: Frames, points: Points) -> Points:
     """The colour of the 3 x 3 blurred frame at points [N, 2], between pixels: [N, 3]."""
     blurred = cv2.blur(frame, (3, 3)).astype(np.float32)
     x, y = (np.ascontiguousarray(points[:, None, axis]) for axis in (0, 1))
-    return cv2.remap(blurred, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[:, 0]
+    return np.asarray(cv2.remap(blurred, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[:, 0], np.float32)
 
 
 class CoTracker:

@@ -9,12 +9,13 @@ import time
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from accelerate import PartialState
 from tqdm import tqdm
 
 from animatediff.config import read_layers, to_dict, to_yaml
+from animatediff.console import Parser
 from animatediff.errors import UserError, nearest, one_line
 from animatediff.files import is_there, read_json
 from animatediff.inference import processes
@@ -29,13 +30,6 @@ from animatediff.project import PROJECT, locate
 DEFAULT_CONFIG = "configs/inference/default.yaml"
 MOVED = "configs/moved.yaml"  # old place of a YAML: its place now
 FLAGS = ("ckpt_path", "ref_video_path", "prompt")  # the published program's
-
-
-class _Parser(argparse.ArgumentParser):
-    """Mistakes in one line, like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python inference.py --help")
 
 
 def main(arguments: Sequence[str] | None = None, description: str | None = None) -> int:
@@ -63,7 +57,7 @@ def main(arguments: Sequence[str] | None = None, description: str | None = None)
 
 def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.Namespace:
     """The command line of inference.py; UserError for flags that do not exist, with the nearest one or the key."""
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser("infer", description, allow_abbrev=False)
     parser.add_argument(
         "--config",
         action="append",
@@ -156,7 +150,7 @@ def make_all(engine: Engine, jobs: Sequence[Job], keep_going: bool) -> list[Job]
         for job in group:
             start = time.perf_counter()
             try:
-                extracted = extracted or extract(engine, job)
+                extracted = extracted or extract_and_warn(engine, job)
                 make(engine, job, extracted, quiet)
                 job.ended(DONE, seconds=time.perf_counter() - start)
             except Exception as error:
@@ -187,8 +181,8 @@ def load(engine: Engine, quiet: bool = False) -> None:
         print(f"{UNTRAINED}: {engine.facts()[UNTRAINED]}")
 
 
-def extract(engine: Engine, job: Job) -> Extracted:
-    """The reference of `job`, and its warnings on stderr."""
+def extract_and_warn(engine: Engine, job: Job) -> Extracted:
+    """The reference of `job`; its warnings go to stderr."""
     extracted = engine.extract(job.run)
     warn(extracted.warnings)
     return extracted

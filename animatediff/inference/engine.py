@@ -299,7 +299,7 @@ def _check_frames(frames: np.ndarray) -> None:
 
 
 def _state_of(path: Path) -> list[tuple[str, int, int]]:
-    """What changes when the file, or one of the files in the folder, at `path` does."""
+    """Name, time and size of the file at `path`, or of each file in that folder: unequal once one was changed."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     try:
         return [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]

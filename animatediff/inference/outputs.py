@@ -17,7 +17,7 @@ from animatediff.pipelines.method import Run
 
 
 def write(job: Job, result: Result) -> None:
-    """Write one result, all of it or nothing; a kill leaves no sidecar beside what it does not tell of."""
+    """Write one result, all of it or nothing; a process killed midway leaves no sidecar beside other files."""
     run = job.run
     pixels = (result.frames * 255).astype(np.uint8)  # truncated, as the published program writes it
     fps = frames_per_second(run, result)

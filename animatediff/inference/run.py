@@ -19,7 +19,7 @@ from animatediff.files import check_readable, is_there, to_path, to_text
 from animatediff.hub import PUBLISHED
 from animatediff.pipelines import METHODS, method_named
 from animatediff.pipelines.method import INPUT_KINDS, Method, Run, WeightFile, attribute
-from animatediff.project import PROJECT, locate
+from animatediff.project import PROJECT, as_called, locate, weights_guide
 
 FORMAT = 2  # of fingerprints: what is in them, and how
 OTHER_PROGRAMS = {"video_path": "ref_video_path", "new_prompt": "prompt"}  # names of other programs' job lists
@@ -250,7 +250,7 @@ def weight_files(run: Run) -> list[WeightFile]:
 
 
 def missing_weights(run: Run) -> dict[str, str]:
-    """What the weight files are that are not there -> one line on where they should lie and how to get them."""
+    """For each weight file that is missing: what it is -> one line on where it should lie and how to get it."""
     return {
         file.what: f"no weights at {file.path} ({file.what}); {_where_from(file.path)}"
         for file in weight_files(run)
@@ -262,8 +262,8 @@ def _where_from(path: Path) -> str:
     place = Path(os.path.normpath(PROJECT / path))
     for model in PUBLISHED:
         if any((PROJECT / "models" / file).is_relative_to(place) for file, _ in model.files):
-            return f"fetch it with python scripts/download_models.py --only {model.name}"
-    return "see models/README.md for what goes there"
+            return as_called(f"fetch it with python scripts/download_models.py --only {model.name}")
+    return weights_guide()
 
 
 def completed(run: Run) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +35,9 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": 0.95, "decay": 0.01})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
-        """One update of every parameter that has a gradient."""
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One update of every parameter that has a gradient; returns the loss of `closure`, where it is given."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -48,6 +50,7 @@ class Muon(torch.optim.Optimizer):
                 update = orthogonalised(ahead).view_as(parameter)
                 size = RMS * max(ahead.shape) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["decay"]).add_(update, alpha=-group["lr"] * size)
+        return loss
 
 
 def muon(network: nn.Module, lr: float, elsewhere: Callable[[str], bool]) -> Together:

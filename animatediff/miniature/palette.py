@@ -160,7 +160,9 @@ def _normalised(cover: Array) -> NDArray[np.float32]:
     x, y = centroids(cover[None])[0]
     middle = (CROP - 1) / 2
     matrix = np.array([[scale, 0, middle - scale * x], [0, scale, middle - scale * y]])
-    return cv2.warpAffine(cover.astype(np.float32), matrix, (CROP, CROP), flags=cv2.INTER_LINEAR)
+    return np.asarray(
+        cv2.warpAffine(cover.astype(np.float32), matrix, (CROP, CROP), flags=cv2.INTER_LINEAR), np.float32
+    )
 
 
 @functools.cache

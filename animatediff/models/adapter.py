@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from diffusers import ModelMixin, UNetMotionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
 
 from animatediff.config import nearest
@@ -71,10 +72,10 @@ class Adapter(ModelMixin, ConfigMixin):
     ) -> Self:
         """A fresh adapter: projections start as copies of the backbone's, the scale map at sigmoid(scaler_bias - 5)."""
         paths = site_paths(unet, sites)
-        dims = {path: unwrapped(unet.get_submodule(path)).attn1.to_q.in_features for path in paths}
+        dims = {path: _temporal_block(unet, path).attn1.to_q.in_features for path in paths}
         adapter = cls(dims, use_scaler, scaler_bias)
         for path, site in adapter.named_sites():
-            block = unwrapped(unet.get_submodule(path))
+            block = _temporal_block(unet, path)
             for own, attention in zip(site.attentions, (block.attn1, block.attn2), strict=True):
                 for name in ("to_q", "to_k", "to_v"):
                     getattr(own, name).load_state_dict(getattr(attention, name).state_dict())
@@ -83,7 +84,7 @@ class Adapter(ModelMixin, ConfigMixin):
     def named_sites(self) -> Iterator[tuple[str, Site]]:
         """(path of the backbone's temporal block, Site), in the order of the backbone."""
         for key, site in self.sites.items():
-            yield _to_path(key), site
+            yield _to_path(key), cast("Site", site)
 
     def named_overrides(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(path of the backbone's parameter, value that replaces it in generation)."""
@@ -119,6 +120,11 @@ def site_paths(unet: UNetMotionModel, sites: str) -> list[str]:
         for i, module in enumerate(getattr(stage, "motion_modules", ()))
         for j in range(len(module.transformer_blocks))
     ]
+
+
+def _temporal_block(unet: UNetMotionModel, path: str) -> BasicTransformerBlock:
+    """The backbone's temporal transformer block at `path`, out of the wrapper of split inference."""
+    return cast("BasicTransformerBlock", unwrapped(unet.get_submodule(path)))
 
 
 @torch.no_grad()
@@ -165,7 +171,7 @@ def integrated(unet: UNetMotionModel, adapter: Adapter, reference: Reference) ->
     if missing:
         raise UserError(f"the reference has no features for {missing[0]}; extract it with this adapter")
     blocks = {
-        path: IntegratedBlock(unwrapped(unet.get_submodule(path)), site, reference.sites[path])
+        path: IntegratedBlock(_temporal_block(unet, path), site, reference.sites[path])
         for path, site in adapter.named_sites()
     }
     with inject(unet, _overridden(unet, adapter)), inject(unet, blocks):
@@ -212,8 +218,8 @@ def _overridden(unet: UNetMotionModel, adapter: Adapter) -> dict[str, nn.Module]
         copies[owner]._parameters[name] = value
     for module in copies.values():  # layerwise casting keeps the others in the precision of storage
         for name, parameter in module._parameters.items():
-            if parameter is not None:
-                module._parameters[name] = parameter.to(dtype=unet.dtype)
+            if parameter is not None and parameter.dtype != unet.dtype:
+                module._parameters[name] = nn.Parameter(parameter.to(unet.dtype), requires_grad=False)
     return copies
 
 

@@ -10,12 +10,14 @@ import copy
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.models.attention import FreeNoiseTransformerBlock
 from diffusers.pipelines.free_noise_utils import SplitInferenceModule
 from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def is_split(root: nn.Module) -> bool:
     return any(isinstance(module, SplitInferenceModule) for module in root.modules())
 
 
-def shallow_copy(module: nn.Module) -> nn.Module:
+def shallow_copy(module: M) -> M:
     """A module of the same children and parameters, whose own attributes can change."""
     other = copy.copy(module)
     other._parameters = dict(module._parameters)

@@ -6,8 +6,9 @@ scale map, p the frame positions: q comes from y + p; k and v from [y + p, a r +
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
@@ -69,13 +70,18 @@ class Site(nn.Module):
         self.attentions = nn.ModuleList(Projections(dim) for _ in range(2))
         self.scaler = Scaler(dim, scaler_bias) if use_scaler else None
 
+    @property
+    def projections(self) -> Sequence[Projections]:
+        """Those of both attentions."""
+        return cast("Sequence[Projections]", self.attentions)
+
     def cache(self, reference: SiteFeatures) -> tuple[KeyValueCache, ...]:
         """The KeyValueCache of both attentions. K(a r + p) = a K(r) + K(p): k and v have no bias, a is a number."""
         caches = []
-        for attention, r in zip(self.attentions, reference.features, strict=True):
+        for projections, r in zip(self.projections, reference.features, strict=True):
             p = sinusoidal_positions(r.shape[1], r.shape[2], r)
             half = self.scaler.reference_half(r, reference.size) if self.scaler is not None else None
-            k, v = attention.to_k, attention.to_v
+            k, v = projections.to_k, projections.to_v
             caches.append(KeyValueCache(k(r), v(r), k(p), v(p), half))
         return tuple(caches)
 
@@ -83,6 +89,7 @@ class Site(nn.Module):
         """a ((b h w) f 1) for y ((b h w) f c); without a scaler the reference enters whole, a = 1."""
         if self.scaler is None:
             return torch.ones_like(y[..., :1])
+        assert cache.scaler_half is not None  # `cache` made it: there is a scaler
         return self.scaler.scale_map(y, cache.scaler_half, size)
 
 
@@ -114,7 +121,7 @@ class IntegratedBlock(nn.Module):
     def _attend(self, x: torch.Tensor, caches: tuple[KeyValueCache, ...]) -> torch.Tensor:
         block = self.block
         stages = ((block.norm1, block.attn1), (block.norm2, block.attn2))
-        for (norm, attention), projections, cache in zip(stages, self.site.attentions, caches, strict=True):
+        for (norm, attention), projections, cache in zip(stages, self.site.projections, caches, strict=True):
             y = norm(x)
             a = self.site.scale_map(y, cache, self.size)
             x = x + integrated_attention(block.pos_embed(y), a, attention, projections, cache)

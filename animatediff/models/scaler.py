@@ -7,7 +7,9 @@ generated, one number per frame and position.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -32,9 +34,10 @@ class Scaler(nn.Module):
         super().__init__()
         widths = (2 * dim, max(2 * dim // 8, 1), max(2 * dim // 32, 1), 1)
         self.dim = dim
-        self.spatial_convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths))
-        nn.init.zeros_(self.spatial_convs[-1].weight)
-        nn.init.constant_(self.spatial_convs[-1].bias, initial_bias)
+        convs = [nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise(widths)]
+        nn.init.zeros_(convs[-1].weight)
+        nn.init.constant_(cast("nn.Parameter", convs[-1].bias), initial_bias)
+        self.spatial_convs = nn.ModuleList(convs)
 
     def forward(self, y: torch.Tensor, r: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """The scale map of y given r, both ((b h w) f c), size = (h, w). Returns ((b h w) f 1) in (0, 1)."""
@@ -50,7 +53,7 @@ class Scaler(nn.Module):
 
     def scale_map(self, y: torch.Tensor, reference_half: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """The scale map from y ((b h w) f c) and `reference_half`, whose batch divides y's."""
-        first, *rest = self.spatial_convs
+        first, *rest = cast("Sequence[nn.Conv2d]", self.spatial_convs)
         own = F.conv2d(_to_maps(y, size), first.weight[:, : self.dim], padding=1)
         # own ((n b f) dim/4 h w) + reference_half ((b f) dim/4 h w)
         hidden = (own.unflatten(0, (-1, len(reference_half))) + reference_half).flatten(0, 1)

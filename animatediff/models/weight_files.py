@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from animatediff.errors import UserError, describe_os_error, one_line
 from animatediff.files import atomic_path
 from animatediff.models.key_names import describe_contents, is_position_table, shown
+from animatediff.project import weights_guide
 
 StateDict = dict[str, torch.Tensor]
 
@@ -67,7 +68,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if path.is_dir():
         raise UserError(f"{path} is a folder, expected a weight file")
     if not path.is_file():
-        raise UserError(f"no weights at {path}; see models/README.md for what goes there")
+        raise UserError(f"no weights at {path}; {weights_guide()}")
     try:
         loaded, facts = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
     except UserError:

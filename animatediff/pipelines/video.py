@@ -165,7 +165,7 @@ class VideoPipeline(OneAtATime, AnimateDiffPipeline):
 @contextmanager
 def _as_before(block: nn.Module) -> Iterator[None]:
     """The motion modules of `block`, made anew meanwhile, are as frozen and in the same mode as those before."""
-    modules = block.motion_modules
+    modules = block.get_submodule("motion_modules")
     frozen, training = not any(p.requires_grad for p in modules.parameters()), modules.training
     yield
     modules.train(training)

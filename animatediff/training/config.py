@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 from animatediff.config import default_of, fill, last_said, option, part_of, read_layers
 from animatediff.errors import UserError
 from animatediff.pipelines import METHODS
+from animatediff.project import locate
 from animatediff.training.objective import objective_of
 
 T = TypeVar("T")
@@ -87,9 +88,11 @@ def training_schema(method: str) -> type[TrainingConfig]:
 def read_config(paths: Sequence[str], overrides: Sequence[str]) -> TrainingConfig:
     """The run that YAML files (a later one laid over an earlier one) and `key=value` overrides describe, checked.
 
+    Files are looked up in the current folder, then in this project's.
+
     `method` decides which keys there are; without it, it is the first one of the table.
     """
-    layers = [layer for path in paths for layer in read_layers(path)]
+    layers = [layer for path in paths for layer in read_layers(locate(path))]
     method = last_said("method", layers, overrides) or next(iter(METHODS))
     config = fill(training_schema(method), layers, overrides)
     check(config)

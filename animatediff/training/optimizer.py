@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,7 +63,7 @@ def all_finite(trained: Sequence[nn.Parameter], average: EMAModel | None) -> boo
     return bool(torch.stack([value.float() for value in largest]).isfinite().all())
 
 
-def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+def _optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     if name == "adamw":
         return torch.optim.AdamW
     try:

@@ -5,7 +5,8 @@ run on more processes and a run with another split into batches see the same sam
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -52,7 +53,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """This batch on `device`."""
-        return Batch(**{k: v.to(device) if torch.is_tensor(v) else v for k, v in vars(self).items()})
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)}
+        return replace(self, **moved)
 
 
 class Samples(Dataset):

@@ -5,6 +5,7 @@ import gc
 import json
 import math
 import shutil
+import sys
 import weakref
 
 import numpy as np
@@ -41,6 +42,14 @@ def problems(found):
 def edit(sidecar, **changes):
     record = {**json.loads(sidecar.read_text()), **changes}
     sidecar.write_text(json.dumps({key: value for key, value in record.items() if value is not None}))
+
+
+def test_plots_without_their_library_are_refused_before_anything_is_measured(outputs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "animatediff.evaluation.plots", raising=False)
+    with pytest.raises(UserError, match="^--plots needs matplotlib; pip install matplotlib$"):
+        main([str(outputs / "same"), "--out", str(tmp_path / "out"), "--plots", "clip=none"])
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_two_methods_side_by_side(outputs, tmp_path, tiny_clip, capsys):

@@ -16,7 +16,6 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0, XF
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from animatediff import files
 from animatediff.data.export import save_video
 from animatediff.data.video import read_frames
 from animatediff.errors import UserError
@@ -192,7 +191,7 @@ def test_dry_run_tells_what_is_missing_and_where_it_comes_from(command: Command,
     place = "models/Motion_Module/v3_sd15_mm.ckpt"
     assert command("--dry-run", "ckpt_path=none.ckpt", f"motion_module_path={place}", reference="none.mp4") == 1
     out = capsys.readouterr().out
-    assert "MISSING  no weights at none.ckpt (adapter); see models/README.md" in out
+    assert f"MISSING  no weights at none.ckpt (adapter); see {PROJECT}/models/README.md" in out
     if not (PROJECT / place).exists():
         assert f"no weights at {place} (motion module); fetch it with python scripts/download_models.py" in out
     assert "MISSING  reference: none.mp4" in out
@@ -313,7 +312,7 @@ BAD_VALUES = [
     ("start=99", "start is 99.0 s, but"),
     ("duration=-1", "duration is -1.0, expected 0 or more"),
     ("num_inference_step=3", "did you mean 'num_inference_steps'?"),
-    ("ckpt_path=none.ckpt", "no weights at none.ckpt (adapter); see models/README.md"),
+    ("ckpt_path=none.ckpt", f"no weights at none.ckpt (adapter); see {PROJECT}/models/README.md for what"),
     ("dtype=fp16", "dtype is fp16, which the CPU cannot sample in; use dtype=fp32 or dtype=bf16"),
     ("method=motionclone ckpt_path= use_reference=false", "use_reference is false, which MotionClone has no use for"),
     ("device=mps", "device is 'mps', which this machine does not have; use device=auto"),
@@ -377,7 +376,7 @@ def test_nan_in_a_checkpoint(command: Command, tiny_weights: Files):
 
 
 def test_nan_while_sampling(command: Command, monkeypatch):
-    monkeypatch.setattr(cli, "extract", spoiled(cli.extract))
+    monkeypatch.setattr(cli, "extract_and_warn", spoiled(cli.extract_and_warn))
     refused(command, "sampling gave NaN in fp32; use a lower guidance_scale", "dtype=auto")
     refused(command, "sampling gave NaN in bf16; use dtype=fp32, or a lower guidance_scale", "dtype=bf16")
 
@@ -403,7 +402,7 @@ def test_output_folders_that_cannot_be_written(command: Command, monkeypatch):
     refused(command, "nothing can be written to outputs/clip: ")
     Path("outputs/clip").unlink()
     monkeypatch.setattr(os, "access", lambda *_: False)
-    refused(command, "cannot be written; choose another output_dir")
+    refused(command, "cannot be written; choose another for output_dir")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
@@ -411,7 +410,7 @@ def test_disk_full_and_no_permission_while_writing(command: Command, monkeypatch
     def fail(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(files.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     refused(command, f"writing outputs/clip/a-red-star-42.mp4 failed: {os.strerror(code)}")
 
 

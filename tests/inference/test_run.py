@@ -133,7 +133,7 @@ def project(tmp_path: Path, repository: Path) -> Path:
     (project / "scripts").mkdir(parents=True)
     shutil.copy(repository / "infer.sh", project)
     shutil.copy(repository / "scripts" / "setup.sh", project / "scripts")
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "pyproject.toml"):
         shutil.copy(repository / name, project)
     python = project / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -157,14 +157,18 @@ def test_infer_sh_sets_up_once_then_runs_the_bundled_jobs(project: Path):
     first = called(project, "infer.sh")
     installs = [line for line in first if " install " in line]
     torch = next(line for line in (project / "requirements.txt").read_text().splitlines() if line.startswith("torch=="))
-    assert [line.split()[-1] for line in installs] == [torch, "requirements.txt"]
+    assert [line.split()[-1] for line in installs] == [torch, "requirements.txt", "."]
+    assert "--no-deps --no-build-isolation --editable ." in installs[-1]
     assert first[-1] == f"{project}/inference.py --jobs assets/jobs.jsonl"
     again = called(project, "infer.sh", "--config", "my config.yaml", "seed=1")
     assert not [line for line in again if " install " in line]
     assert again[-1] == f"{project}/inference.py --config my config.yaml seed=1"
-    with open(project / "requirements.txt", "a") as file:
-        file.write("another\n")
-    assert [line for line in called(project, "infer.sh") if " install " in line]
+    for name in ("requirements.txt", "pyproject.toml"):
+        with open(project / name, "a") as file:
+            file.write("# another\n")
+        assert [line for line in called(project, "infer.sh") if " install " in line], name
+    moved = project.rename(project.with_name("moved"))
+    assert [line for line in called(moved, "infer.sh") if " install " in line], "it was installed as a path"
 
 
 def test_setup_refuses_an_old_python_in_one_line(project: Path):

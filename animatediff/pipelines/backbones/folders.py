@@ -9,14 +9,16 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
+from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from animatediff.config import option
 from animatediff.errors import UserError, one_line
 from animatediff.files import check_object, keys_of, read_json
 from animatediff.models.weight_files import read_state_dict
+from animatediff.project import weights_guide
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -50,7 +52,7 @@ def read_config(folder: Path, part: Part, whose: str) -> dict[str, Any]:
     whose: whose folder is expected, "CogVideoX", for messages.
     """
     if not folder.is_dir():
-        raise UserError(f"no base model folder at {folder}; see models/README.md for what goes there")
+        raise UserError(f"no base model folder at {folder}; {weights_guide()}")
     place = folder / part.name
     if not (place / "config.json").is_file():
         others = sorted(path.parent.name for path in folder.glob("*/config.json"))
@@ -78,7 +80,7 @@ def build(make: Callable[[], Network], source: Path) -> Network:
         raise UserError(f"{source} describes no network that can be built ({one_line(error)[:160]})") from error
 
 
-def load_weights(network: nn.Module, folder: Path, part: Part, dtype: torch.dtype) -> None:
+def load_weights(network: ModelMixin | PreTrainedModel, folder: Path, part: Part, dtype: torch.dtype) -> None:
     """Fill `network`, made by `build`, from the safetensors in its folder, shard by shard; frozen, in `dtype`.
 
     Layers that the network's class wants in float32 stay so. UserError before anything is read where keys or shapes
@@ -137,7 +139,7 @@ def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`/tokenizer; UserError where it is broken or knows words that the text encoder lacks."""
     place = folder / "tokenizer"
     if not place.is_dir():
-        raise UserError(f"no tokenizer folder at {place}; see models/README.md for what goes there")
+        raise UserError(f"no tokenizer folder at {place}; {weights_guide()}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
         tokenizer("a")

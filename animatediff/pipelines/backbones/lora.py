@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.utils.other import get_pattern_key
 from torch import nn
+from transformers import PreTrainedModel
 
 from animatediff.errors import UserError, one_line
 from animatediff.files import parse_object, read_json
@@ -214,7 +215,7 @@ def _layer(parts: StateDict, module: nn.Module, config: Mapping[str, Any], place
     return Layer(down.reshape(wanted_down), up.reshape(wanted_up), number, magnitude)
 
 
-def _apply(model: nn.Module, layers: Mapping[str, Layer], name: str) -> None:
+def _apply(model: ModelMixin | PreTrainedModel, layers: Mapping[str, Layer], name: str) -> None:
     """Put `layers` onto `model` as peft's adapter `name`."""
     places = {path: f"^{re.escape(path)}" for path in layers}  # patterns: this path, and none that ends like it
     first = next(iter(layers.values()))
@@ -225,7 +226,6 @@ def _apply(model: nn.Module, layers: Mapping[str, Layer], name: str) -> None:
             state[f"{path}.lora_magnitude_vector"] = layer.magnitude
     config = LoraConfig(
         r=first.down.shape[0],
-        lora_alpha=first.alpha,
         target_modules=list(layers),
         rank_pattern={place: layers[path].down.shape[0] for path, place in places.items()},
         alpha_pattern={place: layers[path].alpha for path, place in places.items()},

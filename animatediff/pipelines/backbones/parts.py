@@ -17,6 +17,7 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from animatediff.errors import UserError, one_line
 from animatediff.files import read_json
 from animatediff.models.unet import VideoUNet, build_unet
+from animatediff.project import weights_guide
 
 T = TypeVar("T")
 
@@ -137,7 +138,7 @@ def check_parts(
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
     """The CLIP tokenizer in `folder`; UserError where a file is missing that it would be made up without."""
     if not folder.is_dir():
-        raise UserError(f"no tokenizer folder at {folder}; see models/README.md for what goes there")
+        raise UserError(f"no tokenizer folder at {folder}; {weights_guide()}")
     has_words = (folder / "tokenizer.json").is_file() or all((folder / name).is_file() for name in _TOKENIZER_FILES)
     missing = [] if has_words else [name for name in _TOKENIZER_FILES if not (folder / name).is_file()]
     missing += [name for name in ("tokenizer_config.json",) if not (folder / name).is_file()]

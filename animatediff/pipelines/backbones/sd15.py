@@ -27,7 +27,7 @@ from animatediff.pipelines.backbones.lora import lora_scales
 from animatediff.pipelines.backbones.parts import build_parts, check_parts, load_tokenizer
 from animatediff.pipelines.method import Run, WeightFile
 from animatediff.pipelines.video import PREDICTIONS
-from animatediff.project import located
+from animatediff.project import located, weights_guide
 
 _SCHEDULER = Path("scheduler", "scheduler_config.json")
 DIFFUSERS = ("diffusion_pytorch_model",)  # how diffusers calls weights; below, how transformers does
@@ -63,7 +63,7 @@ def load_components(files: SD15Files, dtype: torch.dtype = torch.float32) -> Com
     files = located(files)
     folder = Path(files.pretrained_model_path)
     if not folder.is_dir():
-        raise UserError(f"no base model folder at {folder}; see models/README.md for what goes there")
+        raise UserError(f"no base model folder at {folder}; {weights_guide()}")
     unet, vae, text_encoder = build_parts(folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
     check_parts(folder, unet, vae, text_encoder, tokenizer)

@@ -6,13 +6,15 @@ Everything else in this package asks a dialect and has no branch on the network.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
+from diffusers import CogVideoXTransformer3DModel, ModelMixin, WanTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from einops import rearrange
 from torch import nn
@@ -32,11 +34,11 @@ class Dialect(ABC):
     """
 
     Processor: ClassVar[type[VideoProcessor]]
-    blocks: nn.ModuleList
+    blocks: Sequence[CogVideoXBlock | WanTransformerBlock]
     patch: int
     knows_published_gradient: ClassVar[bool] = False
 
-    def __init__(self, transformer: nn.Module) -> None:
+    def __init__(self, transformer: ModelMixin) -> None:
         self.transformer = transformer
 
     @abstractmethod
@@ -218,7 +220,7 @@ class Wan(Dialect):
 DIALECTS = {CogVideoXTransformer3DModel: CogVideoX, WanTransformer3DModel: Wan}
 
 
-def dialect_of(transformer: nn.Module) -> Dialect:
+def dialect_of(transformer: ModelMixin) -> Dialect:
     """The dialect of a CogVideoXTransformer3DModel or a WanTransformer3DModel; UserError for another network."""
     for network, dialect in DIALECTS.items():
         if isinstance(transformer, network):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from animatediff.files import read_json
 from animatediff.pipelines.backbones import cogvideox, wan
 from animatediff.pipelines.backbones.folders import VideoTransformerFiles, expected_files
 from animatediff.pipelines.backbones.lora import load_loras, lora_scales
+from animatediff.pipelines.ditflow.optimization import Variable
 from animatediff.pipelines.ditflow.pipeline import (
     NEGATIVE_PROMPT,
     DiTFlowPipeline,
@@ -179,7 +180,7 @@ class DiTFlowMethod:
             run.prompt or "",
             reference,
             negative_prompt=run.negative_prompt,
-            variable=settings.variable,
+            variable=cast("Variable", settings.variable),
             positions=saved,
             injection_blocks=settings.injection_blocks if run.use_reference else (),
             num_inference_steps=run.num_inference_steps,
@@ -194,10 +195,11 @@ class DiTFlowMethod:
             batched_cfg=settings.batched_cfg,
             on_step=on_step,
         )
+        frames = cast("np.ndarray", output.frames)  # they are latents where that is asked for
         if not settings.save_positions:
-            return output.frames
+            return frames
         writer = functools.partial(save_positions, positions=output.positions, facts=facts)
-        return Made(output.frames, {POSITIONS: writer})
+        return Made(frames, {POSITIONS: writer})
 
     def facts(self, pipe: Pipeline, reference: MotionReference | None) -> dict[str, Any]:
         return {STATIC: True} if reference is not None and reference.is_static else {}

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from diffusers import ModelMixin
 from einops import reduce
-from torch import nn
 
 from animatediff.errors import UserError
 from animatediff.pipelines.ditflow.dialects import Dialect, Grid, dialect_of
@@ -59,7 +59,7 @@ class Motion:
 
 @torch.no_grad()
 def extract_motion(
-    transformer: nn.Module,
+    transformer: ModelMixin,
     latents: torch.Tensor,
     text: torch.Tensor,
     blocks: Sequence[int],
@@ -100,7 +100,7 @@ def extract_motion(
 
 
 def motion_loss(
-    transformer: nn.Module,
+    transformer: ModelMixin,
     latents: torch.Tensor,
     timestep: float,
     text: torch.Tensor,
@@ -122,7 +122,7 @@ def motion_loss(
 
 
 def optimize(
-    transformer: nn.Module,
+    transformer: ModelMixin,
     latents: torch.Tensor,
     timestep: float,
     text: torch.Tensor,

@@ -15,13 +15,13 @@ from diffusers import (
     AutoencoderKLWan,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    ModelMixin,
     WanPipeline,
     WanTransformer3DModel,
 )
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
-from torch import nn
 from transformers import PreTrainedTokenizerBase, T5EncoderModel, UMT5EncoderModel
 
 from animatediff.errors import UserError
@@ -287,9 +287,8 @@ class DiTFlowWanPipeline(_Transfer, WanPipeline):
     def _latent_statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of each latent channel, (1 c 1 1 1)."""
         config = self.vae.config
-        return tuple(
-            torch.tensor(values).view(1, -1, 1, 1, 1).to(like) for values in (config.latents_mean, config.latents_std)
-        )
+        mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1).to(like) for x in (config.latents_mean, config.latents_std))
+        return mean, std
 
 
 def _as_batch(video: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -297,7 +296,7 @@ def _as_batch(video: torch.Tensor, device: torch.device, dtype: torch.dtype) -> 
 
 
 @contextmanager
-def _checkpointing(transformer: nn.Module, enabled: bool) -> Iterator[None]:
+def _checkpointing(transformer: ModelMixin, enabled: bool) -> Iterator[None]:
     """Inside the block the transformer's gradient checkpointing is as told; afterwards as before."""
     names = ("gradient_checkpointing", "_gradient_checkpointing_func")
     before = {name: vars(transformer)[name] for name in names if name in vars(transformer)}

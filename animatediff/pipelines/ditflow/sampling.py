@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import CogVideoXDPMScheduler, UniPCMultistepScheduler
-from torch import nn
+from diffusers import CogVideoXDPMScheduler, ModelMixin, UniPCMultistepScheduler
 
 from animatediff.errors import UserError
 from animatediff.pipelines.ditflow.dialects import Dialect, dialect_of
@@ -37,7 +36,7 @@ def dynamic_scale(guidance_scale: float, timestep: float, num_inference_steps: i
 
 @torch.no_grad()
 def sample(
-    transformer: nn.Module,
+    transformer: ModelMixin,
     scheduler: Any,
     latents: torch.Tensor,
     text: torch.Tensor,
@@ -208,7 +207,7 @@ def _check_saved(
 
 
 def _guided_prediction(
-    transformer: nn.Module,
+    transformer: ModelMixin,
     latents: torch.Tensor,
     timestep: float,
     text: torch.Tensor,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from diffusers import ModelMixin
 
 from animatediff.errors import UserError
 from animatediff.models.hooks import capture, stop_after
@@ -30,7 +30,7 @@ class BlockState(NamedTuple):
 Injected = Mapping[int, KeyValue]
 
 
-def default_positions(transformer: nn.Module, frames: int, h: int, w: int) -> torch.Tensor:
+def default_positions(transformer: ModelMixin, frames: int, h: int, w: int) -> torch.Tensor:
     """The transformer's own positions for latents of `frames` frames of h x w, float32, on the CPU or its own device.
 
     Of a position table (CogVideoX-2b) the video's part (1 f*H*W c); of rope (CogVideoX-5b, Wan) (2 2 f*H*W d) =
@@ -40,7 +40,7 @@ def default_positions(transformer: nn.Module, frames: int, h: int, w: int) -> to
 
 
 def predict(
-    transformer: nn.Module,
+    transformer: ModelMixin,
     latents: torch.Tensor,
     timestep: float,
     text: torch.Tensor,
@@ -59,7 +59,7 @@ def predict(
 
 
 def read_blocks(
-    transformer: nn.Module,
+    transformer: ModelMixin,
     latents: torch.Tensor,
     timestep: float,
     text: torch.Tensor,
@@ -125,7 +125,7 @@ def read_features(
 
 @torch.no_grad()
 def read_keys_values(
-    transformer: nn.Module,
+    transformer: ModelMixin,
     latents: torch.Tensor,
     timestep: float,
     text: torch.Tensor,
@@ -179,7 +179,7 @@ def in_force(
 
 
 def check_blocks(
-    transformer: nn.Module, guided: Sequence[int], injected: Sequence[int] | Mapping[int, object], both: bool = False
+    transformer: ModelMixin, guided: Sequence[int], injected: Sequence[int] | Mapping[int, object], both: bool = False
 ) -> None:
     """UserError for a block that does not exist or, without `both`, one that is guided and injected at once."""
     count = len(dialect_of(transformer).blocks)

@@ -10,7 +10,6 @@ the adapter: what equals the backbone is dropped, so such a file needs `--config
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from animatediff.console import Parser
 from animatediff.errors import UserError
 from animatediff.files import atomic_folder
 from animatediff.inference.run import read_run
@@ -42,7 +42,7 @@ from animatediff.project import locate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("convert", __doc__)
     parser.add_argument("source", type=Path, help="a published .ckpt, or an adapter folder")
     parser.add_argument(
         "target", type=Path, help="the adapter folder to write, or the published form: a .ckpt or .safetensors"

@@ -106,19 +106,24 @@ class EfficientMTMethod:
             on_step(step, run.num_inference_steps, tensors["latents"])
             return {}
 
-        size = {} if reference else {"num_frames": run.num_frames, "height": run.height, "width": run.width}
-        return pipe(
+        size: dict[str, Any] = (
+            {} if reference else {"num_frames": run.num_frames, "height": run.height, "width": run.width}
+        )
+        low, high = settings.guidance_interval
+        frames, *_ = pipe(
             run.prompt,
             reference=reference,
             negative_prompt=run.negative_prompt,
             num_inference_steps=run.num_inference_steps,
             guidance_scale=run.guidance_scale,
-            guidance_interval=tuple(settings.guidance_interval),
+            guidance_interval=(low, high),
             generator=rng,
             output_type="np",
             callback_on_step_end=stepped,
             **size,
-        ).frames[0]
+            return_dict=False,
+        )
+        return frames[0]
 
     def facts(self, pipe: EfficientMTPipeline, reference: Reference | None) -> dict[str, Any]:
         if pipe.adapter.config.trained_steps == 0:

@@ -5,6 +5,7 @@ clip with that motion under it. The backbone is frozen; the adapter learns.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from animatediff.pipelines.backbones.sd15 import Components, load_components, we
 from animatediff.pipelines.efficientmt import validation
 from animatediff.pipelines.efficientmt.loading import load_adapter
 from animatediff.pipelines.efficientmt.objective_keys import EfficientMTKeys, check, trained_parts
+from animatediff.project import located
 from animatediff.training.config import TrainingConfig
 from animatediff.training.data import clip_shape, describe_data, load_data
 from animatediff.training.diffusion import TimestepRule, loss_weight, noise_loss, published_noise_schedule, target_of
@@ -39,7 +41,7 @@ class Objective:
     Keys = EfficientMTKeys
 
     def __init__(self, config: TrainingConfig, accelerator: Accelerator) -> None:
-        self.config, self.keys, self.accelerator = config, config.part(EfficientMTKeys), accelerator
+        self.config, self.keys, self.accelerator = config, keys_of_run(config), accelerator
         self.components = load_components(self.keys.weights)
         self.noise_schedule = build_noise_schedule(self.keys, self.components.prediction_type)
         for frozen in (self.components.vae, self.components.text_encoder):
@@ -61,7 +63,7 @@ class Objective:
 
     @classmethod
     def describe(cls, config: TrainingConfig) -> list[str]:
-        keys = config.part(EfficientMTKeys)
+        keys = keys_of_run(config)
         files = ["weights:", *describe_files(weight_files(keys.weights))]
         return [*files, *describe_parameters(keys, config.seed), *describe_data(keys.data, config.seed)]
 
@@ -136,6 +138,12 @@ def fresh_adapter(unet: VideoUNet, keys: EfficientMTKeys, seed: int) -> Adapter:
     return Adapter.for_unet(unet, keys.sites, keys.use_scaler, keys.scaler_bias)
 
 
+def keys_of_run(config: TrainingConfig) -> EfficientMTKeys:
+    """The method's keys of a configuration, weights looked up in the current folder, then in this project's."""
+    keys = config.part(EfficientMTKeys)
+    return replace(keys, weights=located(keys.weights))
+
+
 def load_trained_adapter(unet: VideoUNet, keys: EfficientMTKeys, seed: int) -> Adapter:
     """The adapter that training starts from: a new one, or the one at `weights.ckpt_path`.
 
@@ -169,7 +177,7 @@ def freeze_backbone(unet: VideoUNet, keys: EfficientMTKeys, precision: str) -> N
     """Hold the backbone frozen, in the precision and layout of the configuration."""
     nn.Module.to(unet.requires_grad_(False).eval(), FROZEN_DTYPES[precision])
     if keys.channels_last:
-        nn.Module.to(unet, memory_format=torch.channels_last)
+        unet.to(memory_format=torch.channels_last)
     if keys.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
 

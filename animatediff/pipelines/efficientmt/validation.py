@@ -81,12 +81,14 @@ def generate(
     pixels = reference.pixels(shape)
     generator = torch.Generator().manual_seed(seed)
     motion = pipeline.extract(pixels, timestep=keys.reference_timestep, generator=generator)
-    output = pipeline(
+    videos, *_ = pipeline(
         prompt,
         reference=motion,
         num_inference_steps=keys.validation.num_inference_steps,
         guidance_scale=keys.validation.guidance_scale,
         generator=generator,
         output_type="pt",
-    ).frames[0]  # f 3 h w in [0, 1]
-    return to_levels(pixels), to_levels(2 * output.float().cpu() - 1)
+        return_dict=False,
+    )
+    made = videos[0].float().cpu()  # f 3 h w in [0, 1]
+    return to_levels(pixels), to_levels(2 * made - 1)

@@ -55,7 +55,8 @@ def extract_motion(
     if not 1 <= k <= frames:
         raise UserError(f"k is {k}, expected 1 to {frames}, the number of frames that a frame can look at")
     maps = _maps(unet, attentions, noisy_latents, timestep, text, control)
-    return {name: tuple(values.topk(k, dim=-1)) for name, values in maps}
+    largest = ((name, values.topk(k, dim=-1)) for name, values in maps)
+    return {name: (top.values, top.indices) for name, top in largest}
 
 
 def motion_loss(

@@ -116,7 +116,7 @@ class MotionCloneMethod:
             on_step(step, run.num_inference_steps, tensors["latents"])
             return {}
 
-        return pipe(
+        frames, *_ = pipe(
             run.prompt or "",
             reference=reference,
             negative_prompt=run.negative_prompt,
@@ -127,7 +127,9 @@ class MotionCloneMethod:
             callback_on_step_end=stepped,
             output_type="np",
             settings=settings,
-        ).frames[0]
+            return_dict=False,
+        )
+        return frames[0]
 
     def facts(self, pipe: MotionClonePipeline, reference: MotionReference | None) -> dict[str, Any]:
         return {}

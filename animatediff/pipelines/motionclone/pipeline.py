@@ -134,7 +134,8 @@ class MotionClonePipeline(VideoPipeline):
                 self._reference_control(video, latents, image_index, controlnet_scale),
             )
             places = tuple(image_index) if self.controlnet else ()
-            return MotionReference(motion, latents.shape[2], tuple(latents.shape[3:]), places, controlnet_scale)
+            frames, height, width = latents.shape[2:]
+            return MotionReference(motion, frames, (height, width), places, controlnet_scale)
 
     @torch.no_grad()
     def __call__(
@@ -229,6 +230,7 @@ class MotionClonePipeline(VideoPipeline):
         if noise is None:
             noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         if latents is None:
+            assert video is not None  # one of the two is given
             latents = self.encode_video(video, generator)
         return latents.to(device, torch.float32), noise.to(device, torch.float32)
 

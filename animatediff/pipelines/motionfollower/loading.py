@@ -24,7 +24,7 @@ from animatediff.pipelines.method import WeightFile
 from animatediff.pipelines.motionfollower.networks import PIXELS_PER_LATENT, build_networks, load_original_networks
 from animatediff.pipelines.motionfollower.pipeline import MotionFollowerPipeline
 from animatediff.pipelines.motionfollower.schedule import build_scheduler
-from animatediff.project import located
+from animatediff.project import located, weights_guide
 
 _TRANSFORMERS = ("model", "pytorch_model")
 _POSE_WIDTHS = ("conv_in.weight", "blocks.1.weight", "blocks.3.weight", "blocks.5.weight")
@@ -76,7 +76,7 @@ def load_motionfollower(
     files = located(files)
     folder = Path(files.pretrained_model_path)
     if not folder.is_dir():
-        raise UserError(f"no base model folder at {folder}; see models/README.md for what goes there")
+        raise UserError(f"no base model folder at {folder}; {weights_guide()}")
     config = read_json(folder / "unet" / "config.json")
     source, base = read_component(folder / "unet", *DIFFUSERS)
     states, sources = [base], [source]

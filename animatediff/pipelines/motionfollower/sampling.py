@@ -203,13 +203,13 @@ def _step(
         plain, g = blend.mean("plain"), blend.mean("guidance")
         velocity_of_reference = blend.mean("reconstruction")
         assert plain is not None
-        assert velocity_of_reference is not None
         guided = plain if g is None else plain + g
         x0, eps = split(latents, guided, rules.timestep, plain)
         latents = join(x0, eps, rules.previous)
         if rules.noisy:
             latents = _with_noise(latents, x0, eps, noise, _masks(run, latents), rules)
         _check_finite(latents, g, i, num_inference_steps)
+    assert velocity_of_reference is not None  # there was a step
     return latents, join(*split(reference, velocity_of_reference, rules.timestep), rules.previous)
 
 
@@ -245,9 +245,8 @@ def _edit(
     unet, options, conditions, t = run.networks.unet, run.options, window.conditions, rules.timestep
     pose, appearance = conditions.target_pose, conditions.appearance
     masks = (conditions.source_masks, conditions.target_masks)
-    attentions = background_attentions(
-        unet, reconstruction.background, *masks, tuple(latents.shape[-2:]), options.mask_attention
-    )
+    height, width = latents.shape[-2:]
+    attentions = background_attentions(unet, reconstruction.background, *masks, (height, width), options.mask_attention)
     compared = reconstruction.features
     g = None
     if compared is not None and (attentions or options.estimator is not None):

@@ -128,7 +128,7 @@ def read_skeleton(image: np.ndarray) -> np.ndarray:
 def _spots(image: np.ndarray, color: tuple[int, ...], tolerance: int = 12) -> list[tuple[np.ndarray, int]]:
     """Middle (x y) and area of each connected spot of one colour."""
     near = (np.abs(image.astype(np.int16) - np.array(color, np.int16)) <= tolerance).all(axis=-1)
-    _, _, stats, middles = cv2.connectedComponentsWithStats(near.astype(np.uint8))
+    _, _, stats, middles = cv2.connectedComponentsWithStats(np.asarray(near, np.uint8))
     return [(middle, stat[cv2.CC_STAT_AREA]) for middle, stat in zip(middles[1:], stats[1:], strict=True)]
 
 

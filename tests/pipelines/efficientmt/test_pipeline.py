@@ -335,3 +335,8 @@ def test_size_multiple(levels, multiple):
     pipe = EfficientMTPipeline.__new__(EfficientMTPipeline)
     pipe.__dict__["vae_scale_factor"] = 2 ** (len(levels) - 1)
     assert pipe.size_multiple == multiple
+
+
+def test_the_miniature_loads_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_pipeline().adapter.config.trained_steps > 0

@@ -297,3 +297,8 @@ class TestCommand:
         times = {path: path.stat().st_mtime_ns for path in Path(tmp_path / "out").rglob("*.mp4")}
         assert cli.main(command) == 1
         assert times == {path: path.stat().st_mtime_ns for path in Path(tmp_path / "out").rglob("*.mp4")}
+
+
+def test_the_miniature_loads_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_motionclone().unet.config.cross_attention_dim == 64
