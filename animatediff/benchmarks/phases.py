@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL
-from transformers import CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from animatediff.benchmarks.memory import PROMPT
-from animatediff.benchmarks.networks import Setup, fill_randomly, site_channels, text_config
+from animatediff.benchmarks.networks import Setup, fill_randomly, site_channels
 from animatediff.benchmarks.timing import isolated
 from animatediff.data.export import save_video
 from animatediff.data.video import fit_frames, read_frames
@@ -123,12 +123,16 @@ def run_phases(setup: Setup, weights: EfficientMTFiles, folder: str, launched: f
 
 
 def write_blank_weights(setup: Setup, folder: Path) -> EfficientMTFiles:
-    """Weight files in the published layout and of the setup's shapes, all zeros, sparse on the disk."""
-    base = folder / "base"
+    """Weight files in the published layout and of the setup's shapes, all zeros, sparse on the disk.
+
+    The text encoder embeds the miniature's tokens, as the tokenizer beside it has them, not CLIP's 49,408.
+    """
+    base, tokenizer = folder / "base", build_tokenizer()
+    text = {**setup.shapes.text_encoder, "vocab_size": len(tokenizer)}
     with init_empty_weights():
         unet = build_unet(setup.shapes.unet)
         vae = AutoencoderKL.from_config(setup.shapes.vae)
-        text_encoder = CLIPTextModel(text_config(setup))
+        text_encoder = CLIPTextModel(CLIPTextConfig(**text))
         adapter = Adapter(site_channels(unet))
     spatial = {name: tuple(p.shape) for name, p in unet.named_parameters() if ".motion_modules." not in name}
     motion = {original_name(name): tuple(p.shape) for name, p in unet.named_parameters() if ".motion_modules." in name}
@@ -141,9 +145,9 @@ def write_blank_weights(setup: Setup, folder: Path) -> EfficientMTFiles:
     write_blank(folder / "adapter" / diffusers_name, {name: tuple(p.shape) for name, p in adapter.named_parameters()})
     write_json(base / "unet" / "config.json", setup.shapes.unet)
     write_json(base / "vae" / "config.json", setup.shapes.vae)
-    write_json(base / "text_encoder" / "config.json", setup.shapes.text_encoder)
+    write_json(base / "text_encoder" / "config.json", text)
     write_json(folder / "adapter" / "config.json", {"site_channels": adapter.config.site_channels})
-    build_tokenizer().save_pretrained(base / "tokenizer")
+    tokenizer.save_pretrained(base / "tokenizer")
     return EfficientMTFiles(str(base), str(folder / "mm.safetensors"), ckpt_path=str(folder / "adapter"))
 
 
