@@ -129,6 +129,7 @@ def write_blank_weights(setup: Setup, folder: Path) -> EfficientMTFiles:
     """
     base, tokenizer = folder / "base", build_tokenizer()
     text = {**setup.shapes.text_encoder, "vocab_size": len(tokenizer)}
+    tokenizer.model_max_length = CLIPTextConfig(**text).max_position_embeddings
     with init_empty_weights():
         unet = build_unet(setup.shapes.unet)
         vae = AutoencoderKL.from_config(setup.shapes.vae)

@@ -54,7 +54,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(cli, name, call)
 
-    for name in ("load", "extract", "make"):
+    for name in ("load", "extract_and_warn", "make"):
         counted(name)
     return counts
 
@@ -79,7 +79,7 @@ def test_a_list_loads_once_extracts_once_and_survives_bad_jobs(command, clip: Pa
     done = ["clip/one-42.mp4", "clip/three-42.mp4", "other/one-42.mp4", "other/two-7.mp4"]
     assert outputs("mp4") == done
     assert outputs("json") == [name.replace(".mp4", ".json") for name in done]
-    assert calls == {"load": 1, "extract": 3, "make": 4}, "three references, of which one cannot be read"
+    assert calls == {"load": 1, "extract_and_warn": 3, "make": 4}, "three references, of which one cannot be read"
 
     lines = capsys.readouterr().out.splitlines()
     summary = lines[-11:]
@@ -99,7 +99,7 @@ def test_a_list_loads_once_extracts_once_and_survives_bad_jobs(command, clip: Pa
     calls.clear()
     path = jobs_file(here | {"prompt": "one"}, other | {"prompt": "two", "seed": 7}, here | {"prompt": "new"})
     assert command("--jobs", path, prompt=None, reference=None) == 0
-    assert calls == {"load": 1, "extract": 1, "make": 1}, "only what is not there yet"
+    assert calls == {"load": 1, "extract_and_warn": 1, "make": 1}, "only what is not there yet"
     assert capsys.readouterr().out.splitlines()[-1] == "3 jobs: 1 done, 2 already done"
 
     calls.clear()
@@ -170,7 +170,7 @@ def test_lines_that_differ_in_what_is_written_beside_merge_their_wishes(command,
     wishes = [{"gif": True}, {"frames": True}, {"side_by_side": True}, {}]
     path = jobs_file(*({"prompt": "a fox"} | wish for wish in wishes))
     assert command("--jobs", path, prompt=None) == 0
-    assert calls == {"load": 1, "extract": 1, "make": 1}
+    assert calls == {"load": 1, "extract_and_warn": 1, "make": 1}
     assert outputs("gif") == ["clip/a-fox-42.gif"]
     assert outputs("png") == ["clip/a-fox-42/00000.png", "clip/a-fox-42/00001.png"]
     assert outputs("mp4") == ["clip/a-fox-42-beside.mp4", "clip/a-fox-42.mp4"]
@@ -339,6 +339,6 @@ def test_a_node_that_is_gone_leaves_the_rest_to_a_rerun(
     assert len(made) < 6, "the killed node had not finished its share"
 
     assert command("--jobs", path, prompt=None, reference=None) == 0
-    assert calls == {"load": 1, "extract": 1, "make": 6 - len(made)}, "exactly what is missing"
+    assert calls == {"load": 1, "extract_and_warn": 1, "make": 6 - len(made)}, "exactly what is missing"
     assert len(outputs("json")) == len(outputs("mp4")) == 6
     assert capsys.readouterr().out.splitlines()[-1] == f"6 jobs: {6 - len(made)} done, {len(made)} already done"
