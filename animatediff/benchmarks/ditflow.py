@@ -22,7 +22,7 @@ from animatediff.pipelines.ditflow import extract_motion, flow_loss, predict, sa
 from animatediff.pipelines.ditflow.attention import KeyValue
 from animatediff.pipelines.ditflow.dialects import Grid, dialect_of
 from animatediff.pipelines.ditflow.flow import grid_coordinates
-from animatediff.pipelines.ditflow.optimization import Motion
+from animatediff.pipelines.ditflow.optimization import ReferenceMotion
 from animatediff.pipelines.ditflow.sampling import Solver
 from animatediff.pipelines.ditflow.transformer import in_force
 
@@ -77,7 +77,7 @@ def per_head_flow(query: torch.Tensor, key: torch.Tensor, grid: Grid, temperatur
 
 
 def published_step(
-    network: ModelMixin, latents: torch.Tensor, clean: torch.Tensor, text: torch.Tensor, motion: Motion
+    network: ModelMixin, latents: torch.Tensor, clean: torch.Tensor, text: torch.Tensor, motion: ReferenceMotion
 ) -> torch.Tensor:
     """A guided step under text [negative, positive], from the first timestep, in the published form."""
     dialect, solver = dialect_of(network), Solver(EvenCogVideoXDDIMScheduler(**_SCHEDULE), 1, latents.device)

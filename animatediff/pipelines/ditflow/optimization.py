@@ -28,7 +28,7 @@ Variable = Literal["latents", "positions"]
 
 
 @dataclass(frozen=True)
-class Motion:
+class ReferenceMotion:
     """The motion of a reference clip, by guided block.
 
     kind flow: targets (f*f, H*W, 2), int16 where hard; moft: (f n H W) of the n `channels`; smm: spatial means
@@ -50,7 +50,7 @@ class Motion:
     def blocks(self) -> list[int]:
         return sorted(self.targets)
 
-    def to(self, device: torch.device | str) -> Motion:
+    def to(self, device: torch.device | str) -> ReferenceMotion:
         """The same on another device."""
         moved = ({i: x.to(device) for i, x in part.items()} for part in (self.targets, self.channels))
         targets, channels = moved
@@ -68,7 +68,7 @@ def extract_motion(
     moving_only: bool = True,
     share: float = 0.04,
     hard: bool = True,
-) -> Motion:
+) -> ReferenceMotion:
     """The motion of clean latents (batch 1), read in one forward at timestep 0 under `text` (1 tokens dim), that of "".
 
     kind: flow (the default), moft, smm or smm_published. temperature, moving_only, hard: of flow; share: of moft. No
@@ -96,7 +96,7 @@ def extract_motion(
                 targets = {i: features[:, channels[i]] for i, features in targets.items()}
             else:
                 targets = {i: reduce(features.float(), "f c h w -> f c 1 1", "mean") for i, features in targets.items()}
-    return Motion(kind, grid, targets, channels, temperature, moving_only)
+    return ReferenceMotion(kind, grid, targets, channels, temperature, moving_only)
 
 
 def motion_loss(
@@ -104,7 +104,7 @@ def motion_loss(
     latents: torch.Tensor,
     timestep: float,
     text: torch.Tensor,
-    motion: Motion,
+    motion: ReferenceMotion,
     positions: torch.Tensor | None = None,
     injected: Injected | None = None,
     published_gradient: bool = False,
@@ -126,7 +126,7 @@ def optimize(
     latents: torch.Tensor,
     timestep: float,
     text: torch.Tensor,
-    motion: Motion,
+    motion: ReferenceMotion,
     variable: Variable = "latents",
     positions: torch.Tensor | None = None,
     steps: int = 5,
@@ -187,7 +187,7 @@ def _loss(
     latents: torch.Tensor,
     timestep: float,
     text: torch.Tensor,
-    motion: Motion,
+    motion: ReferenceMotion,
     positions: torch.Tensor | None,
     taps: Mapping[int, Any],
 ) -> torch.Tensor:
@@ -208,7 +208,7 @@ def _loss(
     return torch.stack(losses).mean()
 
 
-def _feature_loss(motion: Motion, block: int, current: torch.Tensor) -> torch.Tensor:
+def _feature_loss(motion: ReferenceMotion, block: int, current: torch.Tensor) -> torch.Tensor:
     target = motion.targets[block]
     if motion.kind == "moft":
         channels = motion.channels[block]
@@ -217,7 +217,11 @@ def _feature_loss(motion: Motion, block: int, current: torch.Tensor) -> torch.Te
 
 
 def _check_motion(
-    dialect: Dialect, latents: torch.Tensor, motion: Motion, injected: Injected | None, published_gradient: bool
+    dialect: Dialect,
+    latents: torch.Tensor,
+    motion: ReferenceMotion,
+    injected: Injected | None,
+    published_gradient: bool,
 ) -> list[int]:
     """UserError where the reference does not fit; returns the blocks whose queries and keys are read."""
     check_blocks(dialect.transformer, motion.blocks, injected or ())

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel, UMT5EncoderMod
 
 from animatediff.errors import UserError
 from animatediff.pipelines.ditflow.dialects import dialect_of
-from animatediff.pipelines.ditflow.optimization import Motion, Variable, extract_motion
+from animatediff.pipelines.ditflow.optimization import ReferenceMotion, Variable, extract_motion
 from animatediff.pipelines.ditflow.sampling import sample
 from animatediff.pipelines.video import OneAtATime
 
@@ -42,7 +42,7 @@ class MotionReference:
     motion None: only its latents serve, for injection. latents: clean, in the network's order, float32.
     """
 
-    motion: Motion | None
+    motion: ReferenceMotion | None
     latents: torch.Tensor
     num_frames: int
     height: int  # pixels

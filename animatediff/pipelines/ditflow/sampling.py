@@ -12,7 +12,7 @@ from diffusers import CogVideoXDPMScheduler, ModelMixin, UniPCMultistepScheduler
 
 from animatediff.errors import UserError
 from animatediff.pipelines.ditflow.dialects import Dialect, dialect_of
-from animatediff.pipelines.ditflow.optimization import VARIABLES, Motion, Variable, learning_rates, optimize
+from animatediff.pipelines.ditflow.optimization import VARIABLES, ReferenceMotion, Variable, learning_rates, optimize
 from animatediff.pipelines.ditflow.transformer import (
     Injected,
     check_blocks,
@@ -40,7 +40,7 @@ def sample(
     scheduler: Any,
     latents: torch.Tensor,
     text: torch.Tensor,
-    motion: Motion | None = None,
+    motion: ReferenceMotion | None = None,
     variable: Variable = "latents",
     positions: Mapping[int, torch.Tensor] | None = None,
     motion_latents: torch.Tensor | None = None,

@@ -20,7 +20,7 @@ from animatediff.errors import UserError
 from animatediff.models.hooks import capture, gradient_until, stop_after
 from animatediff.models.key_names import diffusers_name, original_name
 
-Motion = dict[str, tuple[torch.Tensor, torch.Tensor]]
+AttentionMotion = dict[str, tuple[torch.Tensor, torch.Tensor]]
 GUIDED_BLOCKS = ("up_blocks.1",)
 
 
@@ -42,7 +42,7 @@ def extract_motion(
     blocks: Sequence[str] = GUIDED_BLOCKS,
     k: int = 1,
     control: Control | None = None,
-) -> Motion:
+) -> AttentionMotion:
     """The motion of noised reference latents (1 c f h w): one forward, no further than the last guided attention.
 
     text (1 tokens dim) is the embedding of the empty string. `blocks` are blocks of the backbone ("up_blocks.1") or
@@ -64,7 +64,7 @@ def motion_loss(
     latents: torch.Tensor,
     timestep: torch.Tensor | int,
     text: torch.Tensor,
-    motion: Motion,
+    motion: AttentionMotion,
     control: Control | None = None,
 ) -> torch.Tensor:
     """Distance between the motion of latents (1 c f h w) under text (1 tokens dim) and the given `motion`.
@@ -79,7 +79,7 @@ def noise_and_loss(
     latents: torch.Tensor,
     timestep: torch.Tensor | int,
     text: torch.Tensor,
-    motion: Motion,
+    motion: AttentionMotion,
     control: Control | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The predicted noise (1 c f h w), without gradient, and `motion_loss`, with it, from one forward.
@@ -106,7 +106,7 @@ def predict_noise(
     return unet(latents, timestep, per_frame, **residuals).sample
 
 
-def distance(maps: Iterable[tuple[str, torch.Tensor]], motion: Motion) -> torch.Tensor:
+def distance(maps: Iterable[tuple[str, torch.Tensor]], motion: AttentionMotion) -> torch.Tensor:
     """Sum over attentions of the mean squared difference at the reference's indices (equation 6 of the paper)."""
     losses = []
     for name, current in maps:
@@ -154,7 +154,7 @@ def _all_temporal_attentions(unet: UNetMotionModel) -> dict[str, Attention]:
     }
 
 
-def _attentions_of(unet: UNetMotionModel, motion: Motion) -> dict[str, Attention]:
+def _attentions_of(unet: UNetMotionModel, motion: AttentionMotion) -> dict[str, Attention]:
     """The attentions that `motion` speaks of, in the order in which they run."""
     everywhere = _all_temporal_attentions(unet)
     unknown = [name for name in motion if name not in everywhere]

@@ -22,7 +22,7 @@ from animatediff.models.sparsectrl import SparseControl, SparseControlNet, check
 from animatediff.models.unet import VideoUNet
 from animatediff.pipelines.motionclone.guidance import (
     GUIDED_BLOCKS,
-    Motion,
+    AttentionMotion,
     extract_motion,
     temporal_attentions,
 )
@@ -52,7 +52,7 @@ class MotionCloneSettings:
 class MotionReference:
     """The motion of one reference clip, and the frames whose content a condition image will give."""
 
-    motion: Motion
+    motion: AttentionMotion
     num_frames: int
     latent_size: tuple[int, int]
     image_index: tuple[int, ...] = ()

@@ -14,7 +14,7 @@ from diffusers import UNetMotionModel
 
 from animatediff.errors import UserError
 from animatediff.pipelines.backbones.schedulers import build_scheduler
-from animatediff.pipelines.motionclone.guidance import Control, Motion, noise_and_loss, predict_noise
+from animatediff.pipelines.motionclone.guidance import AttentionMotion, Control, noise_and_loss, predict_noise
 from animatediff.pipelines.video import NUM_TRAIN_TIMESTEPS
 
 Callback = Callable[[int, torch.Tensor], torch.Tensor | None]
@@ -100,7 +100,7 @@ def sample(
     unet: UNetMotionModel,
     latents: torch.Tensor,
     text: torch.Tensor,
-    motion: Motion,
+    motion: AttentionMotion,
     *,
     num_inference_steps: int,
     guidance_steps: int,
@@ -142,7 +142,7 @@ def _guided(
     latents: torch.Tensor,
     timestep: int,
     text: torch.Tensor,
-    motion: Motion,
+    motion: AttentionMotion,
     cfg_scale: float,
     weight: float,
     control: Control | None,
