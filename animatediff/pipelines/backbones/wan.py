@@ -34,7 +34,7 @@ TEXT_ENCODER = Part("text_encoder", UMT5EncoderModel, TRANSFORMERS_WEIGHTS)
 PARTS = (TRANSFORMER, VAE, TEXT_ENCODER)
 NAME = "Wan"
 
-TRAINING_STEPS = 1000
+NUM_TRAIN_TIMESTEPS = 1000
 Scheduler: TypeAlias = FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler
 SCHEDULERS = ("euler", "unipc")
 
@@ -94,10 +94,10 @@ def load_wan(
 def build_scheduler(name: str, flow_shift: float = 3.0) -> Scheduler:
     """The scheduler `name` (euler, unipc) of flow matching with a shift: 3 for 480p, 5 for 720p."""
     if name == "euler":
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAINING_STEPS, shift=flow_shift)
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS, shift=flow_shift)
     if name == "unipc":
         return UniPCMultistepScheduler(
-            num_train_timesteps=TRAINING_STEPS,
+            num_train_timesteps=NUM_TRAIN_TIMESTEPS,
             prediction_type="flow_prediction",
             use_flow_sigmas=True,
             flow_shift=flow_shift,
