@@ -83,9 +83,10 @@ def velocity_error(
 
 
 def snr_weight(timesteps: torch.Tensor, snr_gamma: float = SNR_GAMMA) -> torch.Tensor:
-    """min(s, gamma) / s with s = SNR(t) + 1, float32 (b,) for `timesteps` (b,): 1 at zero SNR, small where noise is little.
+    """min(s, gamma) / s with s = SNR(t) + 1, float32 (b,) for `timesteps` (b,).
 
-    Min-SNR weighting (Hang et al. 2023, section 3.4), the SNR raised by 1 for velocities.
+    1 at zero SNR, small where there is little noise: min-SNR weighting (Hang et al. 2023, section 3.4), the SNR raised
+    by 1 for velocities.
     """
     abar = _schedule().alphas_cumprod.to(timesteps.device)[timesteps].float()
     raised = abar / (1 - abar) + 1

@@ -93,7 +93,7 @@ def test_samples_of_a_batch_do_not_meet(networks, batch):
 
 
 def test_without_motion_frames_are_images_and_the_network_is_as_it_was(networks, batch):
-    latents, noise, timesteps, conditions = batch
+    latents, _, timesteps, conditions = batch
     arguments = timesteps, embeds_of_two(conditions), conditions.target_pose, conditions.appearance
     whole = training_velocity(networks.unet, latents, *arguments, motion=False)
     for j in range(3):
