@@ -208,7 +208,8 @@ def conditioned(
 
     vectors: see `image_vectors`; they stand for every cross-attention, whose own argument is then unused. pose x
     pose_scale is added to the output of conv_in. Appearance feature i is added in down block i between the second
-    layer's spatial part and its motion module, whose residual carries it. attentions: replacements by path.
+    layer's spatial part and its motion module, whose residual carries it. Both are (1 c f h w), for the whole batch, or
+    (b c f h w). attentions: replacements by path.
     """
     with ExitStack() as stack:
         crossed = {path: FrameVector(vector) for path, vector in vectors.items()}
@@ -272,9 +273,9 @@ def _vector(attention: Attention, embeds: torch.Tensor) -> torch.Tensor:
 
 
 def _plus(hidden: torch.Tensor, addition: torch.Tensor) -> torch.Tensor:
-    """hidden ((b f) c h w) + addition (1 c f h w), the same for the whole batch."""
+    """hidden ((b f) c h w) + addition (b c f h w), or (1 c f h w), the same for the whole batch."""
     frames = addition.shape[2]
-    per_frame = rearrange(addition, "1 c f h w -> 1 f c h w").to(hidden)
+    per_frame = rearrange(addition, "b c f h w -> b f c h w").to(hidden)
     return (hidden.unflatten(0, (-1, frames)) + per_frame).flatten(0, 1)  # (b f) c h w -> b f c h w -> (b f) c h w
 
 
