@@ -138,6 +138,7 @@ class MotionFollowerPipeline(VideoPipeline):
             target_poses=resized(target_poses, height, width) / 255,
             source_masks=binary(source_masks, height, width),
             target_masks=binary(target_masks, height, width),
+            appearance_scale=options.appearance_scale,
         )
         if latents is None:
             scale, channels = self.vae_scale_factor, self.unet.config.in_channels
