@@ -47,6 +47,8 @@ from animatediff.miniature.export import export_base
 from animatediff.miniature.heldout import bundled_jobs, write_jobs
 from animatediff.miniature.loop import rank
 from animatediff.miniature.people import stages as people_stages
+from animatediff.miniature.people.heldout import bundled_jobs as bundled_edits
+from animatediff.miniature.people.heldout import write_jobs as write_edits
 from animatediff.miniature.stages import StageConfig, camera_chances, once, save_model, wait
 from animatediff.miniature.text import build_text_encoder, build_tokenizer, encode_text, tokenize
 from animatediff.miniature.world import make_clip, sample_content
@@ -95,10 +97,15 @@ def main() -> int:
     other.add_argument("--dit", action="store_true", help="make the video transformer of models/miniature_dit")
     other.add_argument("--people", action="store_true", help="make MotionFollower's models/miniature_people")
     parser.add_argument("--config", help="YAML file; by default the one in configs/training")
-    parser.add_argument("--references", action="store_true", help="only render the bundled clips in assets/")
+    parser.add_argument(
+        "--references", action="store_true", help="only render the bundled clips in assets/, or those of --people"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and which stages are done")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the config")
     arguments = parser.parse_intermixed_args()
+    if arguments.references and arguments.people:
+        print(f"the bundled edits are in {write_edits('assets/people', bundled_edits(), 'assets/people_jobs.jsonl')}")
+        return 0
     if arguments.references:
         print(f"the bundled jobs are in {write_jobs('assets/references', bundled_jobs(), listing='assets/jobs.jsonl')}")
         return 0

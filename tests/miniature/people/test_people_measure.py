@@ -78,7 +78,7 @@ def test_the_measure_finds_the_job_and_refuses_what_is_none(jobs):
 
 def test_jobs_are_prepared_folders(jobs, tmp_path):
     listing = write_jobs(tmp_path, jobs[:2])
-    rows = read_jsonl(listing)
+    rows = [row for _, row in read_jsonl(listing)]
     assert [row["seed"] for row in rows] == [1000, 1001]
     folder = tmp_path / jobs[1].name
     assert str(folder) == rows[1]["prepared"]

@@ -61,7 +61,7 @@ def test_the_files_hold_the_networks_that_were_trained(made):
     trained = stages.load_file(Path(config.work) / "clips.safetensors")
     pipe = load_motionfollower(files(folder / "out"))
     for name, network in training.all_of(pipe.networks).items():
-        for key, value in network.state_dict().items():
+        for key, value in network.named_parameters():
             torch.testing.assert_close(value, trained[f"networks.{name}.{key}"].half().float(), rtol=0, atol=0)
 
 
