@@ -197,7 +197,9 @@ def render(clip: Clip) -> NDArray[np.uint8]:
     rng = np.random.default_rng([content.texture, 5])
     still = not motion.moves_camera
     marked = (world[:1] if still else world) + clip.origin.astype(np.float32)
-    texture = background_texture(content.pattern, _laid_out(marked, clip), rng, clip.layout == "scattered")  # f or 1, h w
+    texture = background_texture(
+        content.pattern, _laid_out(marked, clip), rng, clip.layout == "scattered"
+    )  # f or 1, h w
     background = np.asarray(BACKGROUNDS[content.background], np.float32) + CONTRAST * texture[..., None]
     local = _to_local(world, motion)  # f h w 2
     pixel = 1 / (RADIUS * motion.scale * motion.zoom * clip.unit)

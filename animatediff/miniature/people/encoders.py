@@ -91,7 +91,9 @@ def vision_loss(wardrobe: Wardrobe, frames: Tensor, shown: Tensor, colours: Tens
     return whole + local + 4 * F.binary_cross_entropy_with_logits(found, shown.float())
 
 
-def train_vision_encoder(encoder: CLIPVisionModelWithProjection, stage: StageConfig, checkpoint: Path, seed: int) -> None:
+def train_vision_encoder(
+    encoder: CLIPVisionModelWithProjection, stage: StageConfig, checkpoint: Path, seed: int
+) -> None:
     """Train `encoder` so that its embedding tells the colour of every garment; resumes from `checkpoint`."""
     wardrobe = Wardrobe(encoder)
 

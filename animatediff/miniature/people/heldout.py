@@ -64,7 +64,9 @@ def write_job(folder: Path, job: Job, exact_masks: bool = True) -> None:
     )
 
 
-def write_jobs(folder: str | Path, jobs: Sequence[Job], listing: str | Path | None = None, exact_masks: bool = True) -> Path:
+def write_jobs(
+    folder: str | Path, jobs: Sequence[Job], listing: str | Path | None = None, exact_masks: bool = True
+) -> Path:
     """Write `jobs` into `folder` and list them in `listing` (its jobs.jsonl), which inference.py reads and which is
     returned.
     """

@@ -124,7 +124,11 @@ def _stretch(drawn: Drawn) -> tuple[Angles, Array | float, Array | float]:
 def _kick(drawn: Drawn) -> tuple[Angles, Array | float, Array | float]:
     up = drawn.rise(1.5)
     angles = _standing(drawn)
-    angles |= {"left_thigh": 0.15 + 1.25 * drawn.size * up, "left_shin": 0.1 + 1.3 * drawn.size * up, "torso": -0.2 * up}
+    angles |= {
+        "left_thigh": 0.15 + 1.25 * drawn.size * up,
+        "left_shin": 0.1 + 1.3 * drawn.size * up,
+        "torso": -0.2 * up,
+    }
     return angles | {"right_arm": 0.4 + 0.9 * up, "right_forearm": 0.3 + 1.1 * up, "left_arm": 0.3 + 0.6 * up}, 0.0, 0.0
 
 

@@ -48,7 +48,7 @@ def _read(frame: Image, clothes: Sequence[str]) -> Array:
             (("shoulder", "elbow", "wrist"), ("arm", "forearm"), neck),
             (("hip", "knee", "ankle"), ("thigh", "shin"), hips),
         ):
-            chain = _chain(*(ends[f"{side}_{bone}"] for bone in bones), root)
+            chain = _chain(ends[f"{side}_{bones[0]}"], ends[f"{side}_{bones[1]}"], root)
             found |= {f"{side} {name}": place for name, place in zip(names, chain, strict=True)}
     return np.stack([found[name] for name in JOINTS])
 
@@ -70,7 +70,7 @@ def _ends(mask: NDArray[np.bool_], part: str, width: int) -> Array | None:
 
 
 def _chain(upper: Array | None, lower: Array | None, root: Array | None) -> tuple[Array, Array, Array]:
-    """Shoulder, elbow, wrist from the ends of both bones, turned so that the chain starts at `root` and hangs together."""
+    """Shoulder, elbow, wrist from both bones' ends, turned so that the chain starts at `root` and hangs together."""
     unseen = np.full(2, np.nan)
     best, least = (unseen, unseen, unseen), np.inf
     for first in (upper, None if upper is None else upper[::-1]):
@@ -88,7 +88,7 @@ def _chain(upper: Array | None, lower: Array | None, root: Array | None) -> tupl
 
 
 def pose_error(frames: Image, wanted: Clip) -> float:
-    """How far the joints in `frames` [f, h, w, 3] are from where they are in the clip `wanted`, in percent of the width.
+    """How far the joints in `frames` [f, h, w, 3] are from those of the clip `wanted`, in percent of the width.
 
     The mean over all joints that the same reading finds in the exact clip; a joint counts LOST at most.
     """

@@ -94,9 +94,7 @@ def _vision_stage(config: PeopleConfig, work: Path) -> CLIPVisionModelWithProjec
     return CLIPVisionModelWithProjection.from_pretrained(work / "vision").eval().requires_grad_(False)
 
 
-def export_people(
-    folder: Path, vae: AutoencoderKL, encoder: CLIPVisionModelWithProjection, networks: Networks
-) -> None:
+def export_people(folder: Path, vae: AutoencoderKL, encoder: CLIPVisionModelWithProjection, networks: Networks) -> None:
     """Write MotionFollower's files in half precision: base/{unet,image_encoder}, vae, and the authors' three.
 
     The spatial UNet lies in the base model, so that denoising_unet holds the appearance controller alone.

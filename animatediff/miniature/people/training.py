@@ -52,7 +52,9 @@ def draw(dataset: Dataset, count: int, clips: bool, generator: torch.Generator) 
 
     scenes, twins, moments = below(len(dataset)), below(2), below(CLIP_FRAMES)
     own = (torch.rand(count, generator=generator) < OWN_POSE).tolist()
-    found: dict[str, list[Tensor]] = {name: [] for name in ("source", "poses", "latents", "target_cover", "cover", "shown")}
+    found: dict[str, list[Tensor]] = {
+        name: [] for name in ("source", "poses", "latents", "target_cover", "cover", "shown")
+    }
     for scene, twin, moment, same in zip(scenes, twins, moments, own, strict=True):
         other = twin if same else 1 - twin
         frames = slice(None) if clips else slice(moment, moment + 1)
@@ -165,8 +167,9 @@ def _train(
     checkpoint: Path,
     seed: int,
 ) -> None:
-    whole = all_of(networks)
-    whole.requires_grad_(False).to(memory_format=torch.channels_last)  # a third faster on CPUs
+    whole: nn.Module = all_of(networks)
+    whole.requires_grad_(False)
+    whole.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster on CPUs
     for parameter in learning.values():
         parameter.requires_grad_(True)
     holder = nn.Module()  # of what learns alone, under names without dots

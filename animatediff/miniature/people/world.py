@@ -128,7 +128,7 @@ class Clip:
         found = np.full((self.motion.frames, JOINTS, 3), np.nan, np.float32)
         found[..., 2] = 0
         body = self.joints[:, :BODY_JOINTS]
-        inside = ((body >= 0) & (body <= self.size - 1)).all(axis=-1)
+        inside = np.all((body >= 0) & (body <= self.size - 1), axis=-1)
         found[:, :BODY_JOINTS, :2] = np.where(inside[..., None], body, np.nan)
         found[:, :BODY_JOINTS, 2] = inside
         return found
@@ -148,10 +148,10 @@ class Clip:
         joints = self.joints[frames].astype(np.float32)
         for number, ((start, end, width), colour) in enumerate(zip(PARTS.values(), self.scene.clothes, strict=True)):
             ends = joints[:, [start, end]]
-            distance = _to_segment(grid, ends[:, 0], ends[:, 1]) - np.float32(width * zoom)[:, None, None]
+            distance = _to_segment(grid, ends[:, 0], ends[:, 1]) - (width * zoom).astype(np.float32)[:, None, None]
             cover = np.clip(0.5 - distance, 0, 1)
             parts[cover > 0] = number
-            picture += cover[..., None] * (np.float32(COLOURS[colour]) - picture)
+            picture += cover[..., None] * (np.asarray(COLOURS[colour], np.float32) - picture)
         return np.clip(np.rint(picture), 0, 255).astype(np.uint8), parts
 
     def frames(self) -> Image:
@@ -171,7 +171,7 @@ class Clip:
         world = (screen[None] - shift[:, None, None]) / zoom[:, None, None, None]
         rng = np.random.default_rng([scene.texture, 5])
         texture = background_texture(scene.pattern, world + rng.random(2).astype(np.float32), rng)
-        picture = np.float32(BACKGROUNDS[scene.background]) + np.float32(CONTRAST) * texture[..., None]
+        picture = np.asarray(BACKGROUNDS[scene.background], np.float32) + np.float32(CONTRAST) * texture[..., None]
         return np.broadcast_to(picture, (len(frames), *picture.shape[1:])).astype(np.float32)  # a copy of its own
 
     def _to_pixels(self, points: Array) -> Array:

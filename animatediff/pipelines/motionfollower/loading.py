@@ -148,7 +148,9 @@ def _check_fit(networks: Networks, vae: AutoencoderKL, image_encoder: CLIPVision
     if scale != controllers:
         raise UserError(f"the VAE has {scale} pixels a latent, expected {controllers}, as both controllers have")
     if vae.config.latent_channels != config.in_channels:
-        raise UserError(f"the VAE has {vae.config.latent_channels} channels, the UNet {config.in_channels}; they do not fit")
+        raise UserError(
+            f"the VAE has {vae.config.latent_channels} channels, the UNet {config.in_channels}; they do not fit"
+        )
     width, expected = image_encoder.config.projection_dim, config.cross_attention_dim
     if width != expected:
         raise UserError(f"the image encoder gives {width} numbers a frame, the UNet takes {expected}; files do not fit")

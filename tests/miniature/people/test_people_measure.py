@@ -29,7 +29,9 @@ def test_joints_are_read_where_they_are(jobs):
     away = np.concatenate(away)
     assert np.isnan(away).mean() < 0.01
     assert np.nanmedian(away) < 0.8  # pixels of 64
-    bare = [name for name in JOINTS if name.split()[-1] in ("nose", "wrist", "ankle", "shoulder")]  # nothing covers them
+    bare = [
+        name for name in JOINTS if name.split()[-1] in ("nose", "wrist", "ankle", "shoulder")
+    ]  # nothing covers them
     assert np.nanmedian(away[:, [JOINTS.index(name) for name in bare]]) < 0.3
 
 
