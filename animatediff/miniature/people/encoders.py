@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from animatediff.miniature.autoencoder import to_images, vae_loss
+from animatediff.miniature.autoencoder import SQUARED, to_images, vae_loss
 from animatediff.miniature.loop import train
 from animatediff.miniature.muon import muon
 from animatediff.miniature.people.data import colours_of, frames_of, parts_shown
@@ -20,6 +20,7 @@ from animatediff.miniature.people.world import COLOURS, PARTS
 from animatediff.miniature.stages import StageConfig
 
 CROP, PIECES = 32, 12  # of a piece around the person: pixels a side, and how many there are of a whole frame
+PERSON, DECODED_NOISE = 3.0, 0.05  # see `train_people_decoder`
 FIRST_SEED = 1_000_000  # of the frames of these stages; the cache's scenes start at 0
 
 
@@ -47,6 +48,39 @@ def train_people_vae(vae: AutoencoderKL, stage: StageConfig, checkpoint: Path, s
         "vae", [{"params": list(vae.parameters()), "lr": stage.learning_rate}], loss_of, stage.steps, checkpoint, seed,
         save_every=100, make_optimizer=lambda _: muon(vae, stage.learning_rate, _at_the_pixels),
     )  # fmt: skip
+
+
+def train_people_decoder(vae: AutoencoderKL, stage: StageConfig, checkpoint: Path, seed: int) -> None:
+    """Train the decoder of `vae` on, with the latents as they are; resumes from `checkpoint`.
+
+    A step takes 4 x `batch` whole frames, whose people count PERSON times. Latents are decoded with a little noise, as
+    those that a UNet gives have it.
+    """
+    vae.requires_grad_(False)
+    vae.decoder.requires_grad_(True)
+
+    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+        seeds = FIRST_SEED + torch.randint(1_000_000, (4 * stage.batch,), generator=generator).numpy()
+        frames, _, parts = frames_of(seeds)
+        images = to_images(frames)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                latents = vae.encode(images).latent_dist.mean.float()
+            noise = torch.randn(latents.shape, generator=generator)
+            decoded = vae.decode(latents + DECODED_NOISE * noise).sample
+        error = decoded.float() - images
+        weight = 1 + (PERSON - 1) * torch.from_numpy(parts >= 0)[:, None]
+        return (weight * (error.abs() + SQUARED * error.square())).mean()
+
+    train(
+        "decoder", [{"params": list(vae.decoder.parameters()), "lr": stage.learning_rate}], loss_of, stage.steps,
+        checkpoint, seed, save_every=100, make_optimizer=lambda _: muon(vae.decoder, stage.learning_rate, _is_end),
+    )  # fmt: skip
+    vae.requires_grad_(False)
+
+
+def _is_end(name: str) -> bool:
+    return name.startswith("conv_out")
 
 
 def _at_the_pixels(name: str) -> bool:
@@ -103,9 +137,10 @@ def train_vision_encoder(
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255  # n h w 3 -> n 3 h w
         return vision_loss(wardrobe, pixels, parts_shown(parts), colours_of(scenes))
 
+    groups = [{"params": list(wardrobe.parameters()), "lr": stage.learning_rate}]
     train(
-        "vision", [{"params": list(wardrobe.parameters()), "lr": stage.learning_rate}], loss_of, stage.steps, checkpoint,
-        seed, save_every=100, make_optimizer=lambda _: muon(wardrobe, stage.learning_rate, _at_the_ends),
+        "vision", groups, loss_of, stage.steps, checkpoint, seed,
+        save_every=100, make_optimizer=lambda _: muon(wardrobe, stage.learning_rate, _at_the_ends),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from animatediff.files import atomic_folder, atomic_path, read_json, remove_stal
 from animatediff.miniature.autoencoder import scale_latents
 from animatediff.miniature.loop import rank
 from animatediff.miniature.people.data import cache, frames_of
-from animatediff.miniature.people.encoders import train_people_vae, train_vision_encoder
+from animatediff.miniature.people.encoders import train_people_decoder, train_people_vae, train_vision_encoder
 from animatediff.miniature.people.networks import (
     UNET_CONFIG,
     build_people_networks,
@@ -29,7 +29,7 @@ from animatediff.miniature.stages import StageConfig, save_once, wait
 from animatediff.models.checkpoints import original_unet_state
 from animatediff.pipelines.motionfollower.networks import Networks, original_appearance_state
 
-STAGES = ("vae", "vision", "latents", "images.safetensors", "clips.safetensors")
+STAGES = ("vae", "vision", "decoder", "latents", "images.safetensors", "clips.safetensors")
 SCALED_BY = 400  # frames that tell the latents' deviation
 
 
@@ -43,8 +43,9 @@ class PeopleConfig:
     seed: int = option(0, "of everything random", least=0, most=2**31 - 1)
     scenes: int = option(1500, "people whose clips train the networks, each in two motions", least=1, most=10_000_000)
     vae: StageConfig = field(default_factory=lambda: StageConfig(500, 2, 1.5e-3))
-    vision: StageConfig = field(default_factory=lambda: StageConfig(600, 64, 3e-3))
-    images: StageConfig = field(default_factory=lambda: StageConfig(2400, 16, 3e-3))
+    vision: StageConfig = field(default_factory=lambda: StageConfig(350, 64, 8e-3))
+    decoder: StageConfig = field(default_factory=lambda: StageConfig(400, 2, 1.5e-3))
+    images: StageConfig = field(default_factory=lambda: StageConfig(2800, 12, 3e-3))
     clips: StageConfig = field(default_factory=lambda: StageConfig(600, 1, 3e-3))
 
 
@@ -56,6 +57,7 @@ def make_people(config: PeopleConfig) -> None:
         remove_stale_parts(work)
     torch.manual_seed(config.seed)
     vae, encoder = _vae_stage(config, work), _vision_stage(config, work)
+    decoder = _decoder_stage(config, work)
     dataset = cache(work / "latents", vae, config.scenes)
     networks = build_people_networks()
     learnt = nn.ModuleDict({"networks": all_of(networks), "encoder": encoder})
@@ -69,7 +71,7 @@ def make_people(config: PeopleConfig) -> None:
             wait()
         learnt.load_state_dict(load_file(done))
     if rank() == 0:
-        export_people(Path(config.output), vae, encoder, networks)
+        export_people(Path(config.output), decoder, encoder, networks)
         save_config(config, Path(config.output) / "config.yaml")
 
 
@@ -84,6 +86,15 @@ def _vae_stage(config: PeopleConfig, work: Path) -> AutoencoderKL:
         vae.register_to_config(scaling_factor=1.0)
         save_once(vae, work / "vae")
     return AutoencoderKL.from_pretrained(work / "vae").eval().requires_grad_(False)
+
+
+def _decoder_stage(config: PeopleConfig, work: Path) -> AutoencoderKL:
+    """The VAE with its decoder trained on; its latents are the same."""
+    if not (work / "decoder").exists():
+        better = AutoencoderKL.from_pretrained(work / "vae")
+        train_people_decoder(better, config.decoder, work / "decoder.pt", config.seed + 2)
+        save_once(better, work / "decoder")
+    return AutoencoderKL.from_pretrained(work / "decoder").eval().requires_grad_(False)
 
 
 def _vision_stage(config: PeopleConfig, work: Path) -> CLIPVisionModelWithProjection:

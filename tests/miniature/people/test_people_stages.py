@@ -16,8 +16,8 @@ from animatediff.miniature.stages import StageConfig
 from animatediff.pipelines.motionfollower.loading import MotionFollowerFiles, load_motionfollower
 
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "make_miniature.py"
-TINY = ["scenes=2", "start=", *(f"{stage}.steps=1" for stage in ("vae", "vision", "images", "clips"))]
-TINY += [*(f"{stage}.batch=1" for stage in ("vae", "images", "clips")), "vision.batch=2"]
+TINY = ["scenes=2", "start=", *(f"{stage}.steps=1" for stage in ("vae", "vision", "decoder", "images", "clips"))]
+TINY += [*(f"{stage}.batch=1" for stage in ("vae", "decoder", "images", "clips")), "vision.batch=2"]
 
 
 def files(folder):
