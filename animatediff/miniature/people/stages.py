@@ -45,8 +45,8 @@ class PeopleConfig:
     vae: StageConfig = field(default_factory=lambda: StageConfig(500, 2, 1.5e-3))
     vision: StageConfig = field(default_factory=lambda: StageConfig(350, 64, 8e-3))
     decoder: StageConfig = field(default_factory=lambda: StageConfig(400, 2, 1.5e-3))
-    images: StageConfig = field(default_factory=lambda: StageConfig(2800, 12, 3e-3))
-    clips: StageConfig = field(default_factory=lambda: StageConfig(600, 1, 3e-3))
+    images: StageConfig = field(default_factory=lambda: StageConfig(2200, 12, 3e-3))
+    clips: StageConfig = field(default_factory=lambda: StageConfig(320, 1, 3e-3))
 
 
 def make_people(config: PeopleConfig) -> None:
