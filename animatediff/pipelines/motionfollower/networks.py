@@ -298,6 +298,25 @@ def _controller_name(key: str) -> str:
     return f"{_ADAPTER_PREFIX}adapter.{part}.{rest}"
 
 
+def original_controller_state(controller: T2IAdapter) -> StateDict:
+    """The appearance controller under the names that `load_original_networks` takes."""
+    return {_published_name(name): value for name, value in controller.state_dict().items()}
+
+
+def _published_name(name: str) -> str:
+    """The inverse of `_controller_name`, of a name inside the appearance controller."""
+    part, _, rest = name.removeprefix("adapter.").partition(".")
+    if part == "body":
+        block, kind, inner = rest.split(".", 2)
+        layer = "0"
+        if kind == "resnets":
+            layer, _, inner = inner.partition(".")
+        else:
+            inner = f"{kind}.{inner}"
+        rest = f"{2 * int(block) + int(layer)}.{inner}"
+    return f"{_ADAPTER_PREFIX}{part}.{rest}"
+
+
 def _refuse_strangers(state: StateDict, known: Mapping[str, torch.Size], source: str) -> None:
     """UserError for the first key of one file that has no place in the networks, or not that shape."""
     for name, value in state.items():
