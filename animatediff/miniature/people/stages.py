@@ -27,7 +27,7 @@ from animatediff.miniature.people.networks import (
 from animatediff.miniature.people.training import all_of, train_clips, train_images
 from animatediff.miniature.stages import StageConfig, save_once, wait
 from animatediff.models.checkpoints import original_unet_state
-from animatediff.pipelines.motionfollower.networks import Networks, original_appearance_state
+from animatediff.pipelines.motionfollower.networks import Networks, original_controller_state
 
 STAGES = ("vae", "vision", "decoder", "latents", "images.safetensors", "clips.safetensors")
 SCALED_BY = 400  # frames that tell the latents' deviation
@@ -119,7 +119,7 @@ def export_people(folder: Path, vae: AutoencoderKL, encoder: CLIPVisionModelWith
     _save_half(encoder, folder / "base" / "image_encoder")
     _save_half(vae, folder / "vae")
     _save(motion, folder / "motion_module.safetensors")
-    _save(original_appearance_state(networks.appearance_controller), folder / "denoising_unet.safetensors")
+    _save(original_controller_state(networks.appearance_controller), folder / "denoising_unet.safetensors")
     _save(networks.pose_controller.state_dict(), folder / "pose_controller.safetensors")
 
 

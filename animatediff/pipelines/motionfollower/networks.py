@@ -49,6 +49,11 @@ class Networks:
     pose_controller: PoseController
     appearance_controller: T2IAdapter
 
+    @property
+    def pixels_per_latent(self) -> int:
+        """Of both controllers."""
+        return self.appearance_controller.config.downscale_factor
+
 
 def build_networks(config: Mapping[str, Any], pose_channels: Sequence[int] = (16, 32, 96, 256)) -> Networks:
     """Fresh networks from an SD1.5-style 2D UNet config (see `build_unet`) and the pose controller's widths.
@@ -301,20 +306,23 @@ def _controller_name(key: str) -> str:
     return f"{_ADAPTER_PREFIX}adapter.{part}.{rest}"
 
 
-def original_appearance_state(controller: T2IAdapter) -> StateDict:
-    """An appearance controller's weights under their published names (`appearance_adapter.*`)."""
-    state: StateDict = {}
-    for name, value in controller.state_dict().items():
-        part, _, rest = name.removeprefix("adapter.").partition(".")
-        if part == "body":
-            block, kind, rest = rest.split(".", 2)
-            layer = 0
-            if kind == "resnets":
-                number, _, rest = rest.partition(".")
-                layer = int(number)
-            part, rest = f"body.{2 * int(block) + layer}", rest if kind == "resnets" else f"{kind}.{rest}"
-        state[f"{_ADAPTER_PREFIX}{part}.{rest}"] = value
-    return state
+def original_controller_state(controller: T2IAdapter) -> StateDict:
+    """The appearance controller under the names that `load_original_networks` takes."""
+    return {_published_name(name): value for name, value in controller.state_dict().items()}
+
+
+def _published_name(name: str) -> str:
+    """The inverse of `_controller_name`, of a name inside the appearance controller."""
+    part, _, rest = name.removeprefix("adapter.").partition(".")
+    if part == "body":
+        block, kind, inner = rest.split(".", 2)
+        layer = "0"
+        if kind == "resnets":
+            layer, _, inner = inner.partition(".")
+        else:
+            inner = f"{kind}.{inner}"
+        rest = f"{2 * int(block) + int(layer)}.{inner}"
+    return f"{_ADAPTER_PREFIX}{part}.{rest}"
 
 
 def _refuse_strangers(state: StateDict, known: Mapping[str, torch.Size], source: str) -> None:
