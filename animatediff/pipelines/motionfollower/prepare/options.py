@@ -31,7 +31,7 @@ class PrepareOptions:
     driving_start: float = option(0.0, "seconds into the driving clip", least=0)
     source_subject: str = option("", "who, where several are seen: x,y or x0,y0,x1,y1 in pixels of the first frame")
     driving_subject: str = option("", "likewise, in the driving clip")
-    root: str = option("driving", "how the body moves through the picture: as in which clip", choices=ROOTS)
+    root: str = option("driving", "whose way through the picture the body takes", choices=ROOTS)
     proportions: bool = option(True, "bones take the source's lengths; false: the whole body is scaled and moved")
     poses: str = option("auto", "what finds people and their joints", choices=("auto", "rtmlib", "mediapipe"))
     masks: str = option("auto", "what finds the person's outline", choices=("auto", "sam2", "mediapipe"))

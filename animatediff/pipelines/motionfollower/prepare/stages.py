@@ -106,7 +106,9 @@ class Preparation:
         )
 
     def _keypoints(self, clip: str) -> Made:
-        keypoints, made_by, warnings, notes = self.own.get(f"{clip}_keypoints"), "your own", (), ()
+        keypoints, made_by = self.own.get(f"{clip}_keypoints"), "your own"
+        warnings: tuple[str, ...] = ()
+        notes: tuple[str, ...] = ()
         if keypoints is None:
             keypoints, made_by, warnings, notes = self._detect(clip)
         figure = person_found(keypoints, clip)
@@ -145,7 +147,8 @@ class Preparation:
         return written, found.tool.name, warnings, found.passed_over
 
     def _source_masks(self) -> Made:
-        keypoints, masks, made_by, notes = self.folder.keypoints("source"), self.own.get("source_masks"), "your own", ()
+        keypoints, masks, made_by = self.folder.keypoints("source"), self.own.get("source_masks"), "your own"
+        notes: tuple[str, ...] = ()
         if masks is None:
             frames = self._detected("source")
             found = detectors.choose_masker(self.options.masks, self.tools)
@@ -171,7 +174,8 @@ class Preparation:
             found = align(
                 source,
                 driving,
-                *(clips.square(self.size, stretch[clip]) for clip in NAMES),
+                clips.square(self.size, stretch["source"]),
+                clips.square(self.size, stretch["driving"]),
                 root=self.options.root,
                 proportions=self.options.proportions,
             )

@@ -27,14 +27,16 @@ output_stream: "detections"
 node { calculator: "PoseDetectionCpu" input_stream: "IMAGE:image" output_stream: "DETECTIONS:detections" }
 """
 BODY = 1.25  # a person's box as the pose network takes it, by the circle around the body that the detector gives
-CROP = 1.3  # side of what is cut out, by the side of the box
+CROPS = (1.3, 1.0, 1.7)  # side of what is cut out, by the side of the box; tried until a person is seen in it
 SIDE = 512  # pixels to which what is cut out is brought at least
 HAND = 1.9  # side of a hand's cut-out, by the forearm's length
 HAND_SIDE = 256
 HAND_SHIFT = 0.35  # how far the middle of a hand lies beyond the wrist, by the forearm's length
 HAND_MISS = 0.45  # distance from the body's wrist at which a hand is another one, by the forearm's length
 SEEN = 0.3
-OUTSIDE = 0.05  # share of a frame's side by which a joint may lie outside
+EDGE = 0.05  # share of a frame's side within which a joint is at the edge
+BEYOND = 0.35  # share of it by which a joint may lie outside
+LIMBS = ((2, 3), (3, 4), (5, 6), (6, 7), (8, 9), (9, 10), (11, 12), (12, 13))  # outward
 
 
 def find(frames: np.ndarray) -> dict[str, np.ndarray]:
@@ -75,11 +77,15 @@ def read(frames: np.ndarray, boxes: np.ndarray) -> dict[str, np.ndarray]:
 def read_person(person: Any, hand: Any, frame: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """One frame's keypoints (60 3) and mask (h w)."""
     height, width = frame.shape[:2]
-    middle, side = (box[:2] + box[2:]) / 2, CROP * max(box[2:] - box[:2])
-    cut, matrix = cut_out(frame, middle, side, max(SIDE, min(1024, round(side))))
-    found = person.process(cut)
     keypoints, mask = np.zeros((60, 3), np.float32), np.zeros((height, width), np.uint8)
-    if found.pose_landmarks is None:
+    for crop in CROPS:
+        middle, side = (box[:2] + box[2:]) / 2, crop * max(box[2:] - box[:2])
+        cut, matrix = cut_out(frame, middle, side, max(SIDE, min(1024, round(side))))
+        # Not the class's own `process`, which takes away how sure the network is that a joint is in the picture.
+        found = SolutionBase.process(person, {"image": cut})
+        if found.pose_landmarks is not None:
+            break
+    else:
         return keypoints, mask
     points = landmarks(found.pose_landmarks, cut, matrix)
     for joint, point in enumerate(POINTS):
@@ -89,13 +95,25 @@ def read_person(person: Any, hand: Any, frame: np.ndarray, box: np.ndarray) -> t
     keypoints[1, 2] = keypoints[[2, 5], 2].min()
     for first, elbow, wrist, own in ((18, 6, 7, found.left_hand_landmarks), (39, 3, 4, found.right_hand_landmarks)):
         keypoints[first : first + 21] = read_hand(hand, frame, keypoints[elbow], keypoints[wrist], own, cut, matrix)
-    shares = keypoints[:, :2] / (width, height)
-    outside = ((shares < -OUTSIDE) | (shares > 1 + OUTSIDE)).any(axis=-1)
-    keypoints[outside, 2] = 0
+    leave_frame(keypoints, width, height)
     if found.segmentation_mask is not None:
         levels = cv2.warpAffine(found.segmentation_mask, matrix, (width, height), flags=cv2.INTER_LINEAR)
         mask = (levels * 255).round().clip(0, 255).astype(np.uint8)
     return keypoints, mask
+
+
+def leave_frame(keypoints: np.ndarray, width: int, height: int) -> None:
+    """Scores of joints (60 3) at the edge and outside: the network doubts them wherever they are.
+
+    Where a limb begins inside the frame, its end is taken to be where it is said to be; everything else outside is not
+    seen.
+    """
+    shares = keypoints[:, :2] / (width, height)
+    away = np.maximum(-shares, shares - 1).max(axis=-1)  # of the frame; negative inside
+    keypoints[away > 0, 2] = np.where(away[away > 0] < EDGE, keypoints[away > 0, 2], 0)
+    for inner, outer in LIMBS:
+        if keypoints[inner, 2] >= SEEN and away[inner] <= 0 and -EDGE < away[outer] < BEYOND:
+            keypoints[outer, 2] = max(keypoints[outer, 2], SEEN)
 
 
 def read_hand(
@@ -105,7 +123,7 @@ def read_hand(
 
     own: the body network's landmarks of it, or None, in `cut`, which `matrix` places in the frame.
     """
-    forearm = np.linalg.norm(wrist[:2] - elbow[:2])
+    forearm = float(np.linalg.norm(wrist[:2] - elbow[:2]))
     if min(elbow[2], wrist[2]) < SEEN or forearm < 4:
         return np.zeros((21, 3), np.float32)
     middle = wrist[:2] + HAND_SHIFT * (wrist[:2] - elbow[:2])
@@ -129,9 +147,15 @@ def cut_out(frame: np.ndarray, middle: np.ndarray, side: float, pixels: int) -> 
 
 
 def landmarks(found: Any, cut: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """mediapipe's landmarks as (n 3): x, y in the frame's pixels, visibility."""
+    """mediapipe's landmarks as (n 3): x, y in the frame's pixels, and how sure they are.
+
+    A joint counts that is in the picture (presence), be it hidden (visibility): DWPose reads those, too.
+    """
     height, width = cut.shape[:2]
-    points = np.array([[point.x * width, point.y * height, point.visibility] for point in found.landmark], np.float32)
+    points = np.array(
+        [[point.x * width, point.y * height, max(point.visibility, point.presence)] for point in found.landmark],
+        np.float32,
+    )
     points[:, :2] = points[:, :2] @ matrix[:, :2].T + matrix[:, 2]
     return points
 
@@ -141,7 +165,8 @@ def told(i: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    with np.load(sys.argv[2], allow_pickle=False) as request:
-        answer = {"find": find, "read": read}[sys.argv[1]](**{name: request[name] for name in request.files})
+    with np.load(sys.argv[2], allow_pickle=False) as archive:
+        request = {name: archive[name] for name in archive.files}
+    answer = find(request["frames"]) if sys.argv[1] == "find" else read(request["frames"], request["boxes"])
     with open(sys.argv[3], "wb") as file:
-        np.savez(file, **answer)
+        np.savez(file, **answer)  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ def build(tools: Any) -> Sam2Masker:
         model = _load(Sam2VideoModel, place if is_folder(place) else REPOSITORY)
     except Exception as error:  # OSError, httpx's, huggingface_hub's
         raise UserError(
-            f"SAM 2 is not here and could not be fetched ({one_line(error)[:100]}): put {REPOSITORY} of the hub at {LOCAL}"
+            f"SAM 2 could not be fetched ({one_line(error)[:100]}); put {REPOSITORY} of the hub at {LOCAL}"
         ) from error
     device = tools.device if tools.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     return Sam2Masker(model.to(device).eval())
