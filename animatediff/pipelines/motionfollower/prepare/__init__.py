@@ -16,7 +16,7 @@ from animatediff.pipelines.motionfollower.prepare.options import (
 from animatediff.pipelines.motionfollower.prepare.stages import Preparation
 from animatediff.pipelines.motionfollower.prepare.writer import write_prepared
 
-__all__ = ["PrepareOptions", "prepare", "write_prepared"]
+__all__ = ["PrepareOptions", "check_options", "prepare", "write_prepared"]
 
 
 def prepare(

@@ -61,10 +61,10 @@ def choose(source: Path, driving: Path, options: PrepareOptions) -> tuple[Window
         _numbers(path, options, start)
         for path, start in ((source, options.source_start), (driving, options.driving_start))
     ]
-    count = min(len(numbers) for numbers, _ in taken)
     for what, path, (numbers, _) in zip(("source", "driving"), (source, driving), taken, strict=True):
-        if len(set(numbers[:count])) < 2:
+        if len(set(numbers)) < 2:
             raise UserError(f"{path} gives 1 frame, and {what} is to be a clip of 2 or more; give another, or more fps")
+    count = min(len(numbers) for numbers, _ in taken)
     size = options.height, options.width
     if options.fit == "auto":
         size = resolve_size(*taken[0][1], *size, "auto", MULTIPLE)

@@ -13,11 +13,7 @@ import sys
 from typing import Any
 
 import cv2
-import mediapipe as mp
 import numpy as np
-from google.protobuf import text_format
-from mediapipe.framework import calculator_pb2
-from mediapipe.python.solution_base import SolutionBase
 
 # OpenPose's 18 body joints by mediapipe's 33 points; the neck is made of the shoulders.
 POINTS = (0, None, 12, 14, 16, 11, 13, 15, 24, 26, 28, 23, 25, 27, 5, 2, 8, 7)
@@ -41,6 +37,10 @@ LIMBS = ((2, 3), (3, 4), (5, 6), (6, 7), (8, 9), (9, 10), (11, 12), (12, 13))  #
 
 def find(frames: np.ndarray) -> dict[str, np.ndarray]:
     """Boxes of all people, (n 6)."""
+    from google.protobuf import text_format
+    from mediapipe.framework import calculator_pb2
+    from mediapipe.python.solution_base import SolutionBase
+
     graph = text_format.Parse(DETECTION, calculator_pb2.CalculatorGraphConfig())
     height, width = frames.shape[1:3]
     boxes = []
@@ -60,6 +60,8 @@ def find(frames: np.ndarray) -> dict[str, np.ndarray]:
 
 def read(frames: np.ndarray, boxes: np.ndarray) -> dict[str, np.ndarray]:
     """Keypoints (f 60 3) and masks (f h w) in 0..255 of the person in each frame's box."""
+    import mediapipe as mp
+
     keypoints = np.zeros((len(frames), 60, 3), np.float32)
     masks = np.zeros(frames.shape[:3], np.uint8)
     options = {"static_image_mode": True, "model_complexity": 1}
@@ -76,6 +78,8 @@ def read(frames: np.ndarray, boxes: np.ndarray) -> dict[str, np.ndarray]:
 
 def read_person(person: Any, hand: Any, frame: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """One frame's keypoints (60 3) and mask (h w)."""
+    from mediapipe.python.solution_base import SolutionBase
+
     height, width = frame.shape[:2]
     keypoints, mask = np.zeros((60, 3), np.float32), np.zeros((height, width), np.uint8)
     for crop in CROPS:
