@@ -111,7 +111,7 @@ def _numbers(path: Path, options: PrepareOptions, start: float) -> tuple[list[in
         times, end = source.times, source.end
     if start >= end - SLACK:
         raise UserError(
-            f"a start of {start} s is past the end of {path}, which is {end:.2f} s long; give a smaller one"
+            f"a start of {start:g} s is past the end of {path}, which is {end:.2f} s long; give a smaller one"
         )
     if is_folder(path):
         rate = len(times) / end  # a folder states no rate: every image is a frame

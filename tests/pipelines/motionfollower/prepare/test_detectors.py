@@ -2,6 +2,7 @@
 
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,9 +104,9 @@ def tiny_sam():
 
     torch.manual_seed(0)
     backbone = Sam2HieraDetConfig(
-        hidden_size=8, num_attention_heads=1, image_size=[64, 64], blocks_per_stage=[1, 1, 1, 1],
+        hidden_size=8, num_attention_heads=1, image_size=[64, 64], blocks_per_stage=[1, 1, 2, 1],
         embed_dim_per_stage=[8, 16, 32, 64], num_attention_heads_per_stage=[1, 1, 1, 1],
-        window_size_per_stage=[8, 4, 4, 4], global_attention_blocks=[2],
+        window_size_per_stage=[8, 4, 4, 4], global_attention_blocks=[3],
         window_positional_embedding_background_size=[4, 4],
     )  # fmt: skip
     vision = Sam2VisionConfig(
@@ -164,7 +165,7 @@ def test_mediapipe_is_a_program_whose_frames_are_told_and_kept(monkeypatch, tmp_
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     monkeypatch.setattr(mediapipe, "SCRIPT", script)
-    detector = mediapipe.MediapipeDetector(sys.executable)
+    detector = mediapipe.MediapipeDetector(Path(sys.executable))
     frames, told = np.zeros((3, 2, 2, 3), np.uint8), []
     assert detector.people(frames, lambda i, n: told.append((i, n))).shape == (3, 6)
     assert told == [(1, 3), (2, 3), (3, 3)]
@@ -181,7 +182,7 @@ def test_mediapipe_that_fails_or_is_stopped(monkeypatch, tmp_path):
     detector = mediapipe.MediapipeDetector(tmp_path / "environment" / "bin" / "python")
     with pytest.raises(UserError, match=r"running .*python failed: No such file"):
         detector.people(np.zeros((1, 2, 2, 3), np.uint8), ignore)
-    detector = mediapipe.MediapipeDetector(sys.executable)
+    detector = mediapipe.MediapipeDetector(Path(sys.executable))
     with pytest.raises(UserError, match=r"mediapipe 0\.10\.21 ended with status 1 \(no GPU, no CPU, no luck\)"):
         detector.keypoints(np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 4), np.nan), ignore)
 
