@@ -56,7 +56,7 @@ def test_two_plain_videos_are_prepared_beside_the_output(project, detector, clip
     with pytest.raises(UserError, match=r"motionfollower\.root is 'source', which counts where two plain videos"):
         engine.generate({"prepared": str(folder), "motionfollower": {"root": "source"}})
     with pytest.raises(UserError, match=r"target_pose_path is empty, .*; or give source_path and driving_path alone"):
-        engine.generate({"source_path": str(clips[0]), "driving_path": "x", "source_pose_path": str(clips[0])})
+        engine.generate({name: str(clips[0]) for name in ("source_path", "driving_path", "source_pose_path")})
 
 
 def test_a_job_that_cannot_be_prepared_stops_no_other(project, detector, clips, capsys):
