@@ -119,8 +119,8 @@ def tiny_sam():
         mask_decoder_config={"hidden_size": 128, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16},
         image_size=64, memory_attention_hidden_size=128, memory_attention_num_layers=1,
         memory_attention_feed_forward_hidden_size=128, memory_attention_rope_feat_sizes=[4, 4],
-        memory_encoder_hidden_size=128, memory_encoder_output_channels=64, mask_downsampler_embed_dim=64,
-        memory_fuser_num_layers=1, memory_fuser_embed_dim=64, memory_fuser_intermediate_dim=32,
+        memory_encoder_hidden_size=128, memory_encoder_output_channels=64, mask_downsampler_embed_dim=128,
+        memory_fuser_num_layers=1, memory_fuser_embed_dim=128, memory_fuser_intermediate_dim=32,
     )  # fmt: skip
     return Sam2VideoModel(config).eval()
 
