@@ -248,7 +248,7 @@ class MotionFollowerMethod:
     def _check_sequences(self, run: Run, settings: MotionFollowerSettings) -> None:
         """UserError where sequences are missing, or keys are set that only count where they are made."""
         for given in self.inputs:
-            if given.key in SEQUENCES and getattr(run, "source_path", "") and not getattr(run, given.key):
+            if given.key in SEQUENCES and getattr(run, "source_path", None) and not getattr(run, given.key):
                 raise UserError(
                     f"{given.key} is empty, and method={self.name} needs it: {given.help}; or give source_path and "
                     "driving_path alone, and the rest is prepared"
