@@ -119,6 +119,15 @@ class Made:
     files: Mapping[str, Callable[[Path], None]]
 
 
+@dataclass(frozen=True)
+class Preparing:
+    """What a method's `prepare` may do besides its work: whom it tells, and whether it may set up an environment."""
+
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+    say: Callable[[str], None] = lambda line: None
+    make_environment: bool = False
+
+
 @runtime_checkable
 class Method(Protocol):
     """One method: its folder under pipelines/ holds everything else that is known of it.
@@ -128,7 +137,9 @@ class Method(Protocol):
     key or section.key}; `renamed` {a key's old name: its new one}, refused with the new one; `notes(pipe, run,
     reference) -> list[str]`, warnings about one run; `phase(run, i) -> str`, what step i is called while it runs;
     `complete(run) -> Run`, a copy whose keys that follow from others are filled in; `names(run) -> (folder, stem)`,
-    what outputs are called after, where that is not the reference's name and the prompt.
+    what outputs are called after, where that is not the reference's name and the prompt; `prepare(run, Preparing) ->
+    (Run, facts)`, which makes inputs that a run lacks from those that it has, once, and gives the run with them and
+    fields for the sidecar; `preparation(run) -> str | None`, what a dry run says of that.
     """
 
     name: str  # the YAML section and the folder
