@@ -18,7 +18,6 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from animatediff.config import BASE, default_of, items_of, read_layers
-from animatediff.errors import UserError
 from animatediff.inference.run import missing_weights, run_of, run_schema
 from animatediff.pipelines import METHODS, method_named
 from animatediff.pipelines.method import Input, Method, Run, attribute
@@ -91,7 +90,7 @@ def fields_of(method: str) -> tuple[FormField, ...]:
     inputs = {given.key for given in chosen.inputs}
     unused = attribute(chosen, "unused", frozenset())
     found = []
-    for entry in fields(schema):  # type: ignore[arg-type]
+    for entry in fields(schema):
         if entry.name in ("method", method) or entry.name in unused:
             continue
         place = "files" if entry.name in files else "inputs" if entry.name in inputs else "common"
