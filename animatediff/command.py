@@ -22,6 +22,7 @@ COMMANDS = {  # word -> (the module or program that holds its `main`, what it do
     "download": ("animatediff.hub_download", "fetch published weights"),
     "convert": ("animatediff.pipelines.efficientmt.convert", "a published adapter to a folder, and back"),
     "benchmark": ("animatediff.benchmarks.command", "speed and memory as ratios, side by side"),
+    "export": ("animatediff.apps.export", "the folder that ComfyUI takes, or a hub Space"),
 }
 
 

@@ -23,6 +23,7 @@ PROGRAMS = {  # word after `efficientmt` -> the same command as a program of the
     "download": "scripts/download_models.py",
     "convert": "scripts/convert_checkpoint.py",
     "benchmark": "scripts/benchmark.py",
+    "export": "scripts/export.py",
 }
 
 
