@@ -24,6 +24,7 @@ from animatediff.inference.run import (
     completed,
     lay_over,
     missing_weights,
+    recipe,
     reference_key,
     resolved_dtype,
     run_of,
@@ -32,6 +33,7 @@ from animatediff.inference.run import (
 from animatediff.memory import peak_memory
 from animatediff.pipelines import METHODS
 from animatediff.pipelines.method import Made, OnStep, Run, attribute
+from animatediff.pipelines.video import OneAtATime
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WIDER = {"fp32": "", "bf16": "dtype=fp32, or ", "fp16": "dtype=fp32 or dtype=bf16, or "}  # where a dtype gives NaN
@@ -195,6 +197,8 @@ class Engine:
         place: torch.device | str = "cpu" if run.offload != "none" or self._device else device
         with memory_advice(run):
             pipe = self.method.load(run.part(self.method.Files), settings_of(run), place, dtype)
+        if isinstance(pipe, OneAtATime):
+            pipe.recipe = recipe(run)
         if run.offload == "model":
             pipe.enable_model_cpu_offload(device=device)
         elif run.offload == "sequential":

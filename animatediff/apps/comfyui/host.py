@@ -122,7 +122,8 @@ class Weights(nn.Module):
 
     @property
     def networks(self) -> Iterator[nn.Module]:
-        return (part for part in self.engine.load().components.values() if isinstance(part, nn.Module))
+        parts = getattr(self.engine.load(), "components", {})
+        return (part for part in parts.values() if isinstance(part, nn.Module))
 
     def to(self, device: Any, *_: Any, **__: Any) -> Weights:  # type: ignore[override]
         """Move all networks; those that leave their device take the extracted references' cache with them."""
