@@ -102,7 +102,7 @@ def examples() -> Mapping[str, frozenset[str]]:
     for method, key in _folder_inputs().items():
         for folder in sorted(path for path in ASSETS.glob("**") if path != ASSETS):
             try:
-                completed(replace(run_schema(method)(), **{key: str(folder)}))
+                completed(_changed(run_schema(method)(), {key: str(folder)}))
             except UserError:
                 continue
             found[folder] = found.get(folder, frozenset()) | {method}
@@ -121,7 +121,11 @@ def with_example(run: Run, example: str) -> Run:
         fitting = next((name for name, methods in examples().items() if run.method in methods), NONE)
         raise UserError(f"example is '{example}', which is none for method={run.method}; choose '{fitting}'")
     folder = _folder_inputs().get(run.method)
-    return replace(run, **{folder: path} if folder and Path(path).is_dir() else {"ref_video_path": path})
+    return _changed(run, {folder: path} if folder and Path(path).is_dir() else {"ref_video_path": path})
+
+
+def _changed(run: Run, values: Mapping[str, Any]) -> Run:
+    return replace(run, **values)
 
 
 def load(preset: str, **chosen: str) -> Outcome:
@@ -178,7 +182,7 @@ def _found(run: Run) -> Run:
         value = getattr(run, field.key) if field.place == "files" and field.names_file else None
         if isinstance(value, str) and value and not Path(value).exists():
             changes[field.key] = host.find_model(field.key, Path(value).name) or value
-    return replace(run, **changes)
+    return _changed(run, changes)
 
 
 def settings(method: str, **given: Any) -> Outcome:
@@ -267,9 +271,10 @@ def _conditions(run: Run, given: Mapping[str, torch.Tensor | None]) -> dict[str,
         if run.method not in keys:
             raise UserError(f"{name} is connected, which method={run.method} has no use for; disconnect it")
         key = keys[run.method]
-        makers = {"images": lambda batch: pictures.picture_files(batch)}
-        makers |= {"masks": lambda batch: pictures.clip_of_masks(batch, run)}
-        found[key] = makers.get(kinds[key], lambda batch: pictures.clip_of_images(batch, run))(batch)
+        if kinds[key] == "images":
+            found[key] = pictures.picture_files(batch)
+        else:
+            found[key] = (pictures.clip_of_masks if kinds[key] == "masks" else pictures.clip_of_images)(batch, run)
     return found
 
 
@@ -330,7 +335,7 @@ def save(result: Made, filename_prefix: str, **wishes: bool) -> Outcome:
     """The video and its sidecar in ComfyUI's output folder; what came as images is kept beside it."""
     height, width = result.result.frames.shape[1:3]
     stem, inside = host.next_output(filename_prefix, width, height)
-    run = replace(_kept(result.run, stem), **wishes)
+    run = _changed(_kept(result.run, stem), wishes)
     job = Job(run, "ComfyUI", output=stem.with_name(f"{stem.name}.mp4"))
     job.reference_sha256, job.fingerprint = _hash(Path(run.ref_video_path)), fingerprint(run, _hash)
     write(job, result.result)
@@ -350,7 +355,7 @@ def _kept(run: Run, stem: Path) -> Run:
         save_frames(folder, np.concatenate([read_frames(path, None).frames for path in paths]))
         kept = [str(path) for path in sorted(folder.iterdir())]
         changes[key] = kept if isinstance(value, list) else str(folder)
-    return replace(run, **changes)
+    return _changed(run, changes)
 
 
 @functools.cache

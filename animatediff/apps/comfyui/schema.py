@@ -58,7 +58,7 @@ def _input(io: Any, slot: Slot) -> Any:
         whole = {name: value if value is None else int(value) for name, value in limits.items()}
         return io.Int.Input(slot.id, default=slot.default, control_after_generate=slot.drawn or None, **whole, **shared)
     if slot.kind == "number":
-        return io.Float.Input(slot.id, default=slot.default, step=step_of(slot), round=False, **limits, **shared)  # type: ignore[arg-type]
+        return io.Float.Input(slot.id, default=slot.default, step=step_of(slot), round=False, **limits, **shared)
     return _type(io, slot).Input(slot.id, **shared)
 
 

@@ -93,7 +93,7 @@ def settings_of(method: str, files: Callable[[str], Sequence[str]]) -> Iterator[
 
 
 def _widget(field: FormField, name: str) -> Slot:
-    limits = {"least": field.least, "most": field.most}
+    least, most = field.least, field.most
     default = widget_value(field, field.default)
     if field.kind == "switch":
         return Slot(name, "switch", field.help, default)
@@ -101,10 +101,10 @@ def _widget(field: FormField, name: str) -> Slot:
         return Slot(name, "choice", field.help, default, choices=field.choices)
     if field.kind == "whole":
         if not field.optional:
-            return Slot(name, "whole", field.help, default, **limits)
-        return Slot(name, "whole", f"{field.help} ({_NULL} stands for null)", default, _NULL, field.most)
+            return Slot(name, "whole", field.help, default, least, most)
+        return Slot(name, "whole", f"{field.help} ({_NULL} stands for null)", default, _NULL, most)
     if field.kind == "number" and not field.choices and not field.optional:
-        return Slot(name, "number", field.help, default, **limits)
+        return Slot(name, "number", field.help, default, least, most)
     besides = f" (a number, or {', '.join(field.choices)})" if field.choices else ""
     return Slot(name, "text", field.help + besides, default, lines=field.kind == "text" and "prompt" in name)
 
