@@ -3,8 +3,8 @@ freeing memory, help pages.
 
     COMFYUI_PATH=/path/to/ComfyUI pytest tests/apps/comfyui/test_real.py
 
-COMFYUI_PATH holds main.py, and where it has a venv/ that one's Python runs it (else COMFYUI_PYTHON, else this one); this
-project and its dependencies must be installed there. Without COMFYUI_PATH these tests are left out: they take minutes.
+COMFYUI_PATH holds main.py, and where it has a venv/ that one's Python runs it (else COMFYUI_PYTHON, else this one).
+This project's dependencies must be installed there. Without COMFYUI_PATH these tests are left out: they take minutes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import pytest
 from animatediff.apps import export
 from animatediff.apps.comfyui import workflows
 from animatediff.data.video import read_frames
+from tests.browser import Browser
 
 COMFYUI = os.environ.get("COMFYUI_PATH", "")
 pytestmark = [
@@ -147,6 +148,23 @@ def test_a_video_and_images_of_its_own_nodes_give_the_same(real: Real):
     assert np.array_equal(real.frames(by_video["6"]), real.frames(by_images["6"]))
     kept = by_images["6"]["images"][0]["filename"].replace(".mp4", "ref_video")
     assert len(list((real.base / "output" / "EfficientMT" / kept).iterdir())) == 16
+
+
+def test_comfyuis_own_page_reads_a_workflow_as_it_is_meant(real: Real, browser: Browser):
+    """Opened in the page, a workflow becomes the prompt that its API format is."""
+    browser.page.goto(f"http://127.0.0.1:{real.port}")
+    browser.wait_for("Boolean(window.app && window.app.graph && document.querySelector('canvas'))")
+    for name, steps in EXAMPLES.items():
+        workflow = json.dumps(workflows.page_format(steps))
+        asked = browser.evaluate(
+            f"(async () => {{ await app.loadGraphData({workflow}); return (await app.graphToPrompt()).output }})()"
+        )
+        wanted = workflows.api_format(steps)
+        assert {number: node["class_type"] for number, node in asked.items()} == {
+            number: node["class_type"] for number, node in wanted.items()
+        }
+        for number, node in wanted.items():
+            assert asked[number]["inputs"] == node["inputs"], (name, node["class_type"])
 
 
 def test_cancel_and_free(real: Real):
