@@ -38,7 +38,7 @@ from animatediff.inference.run import (
     run_schema,
 )
 from animatediff.pipelines import METHODS
-from animatediff.pipelines.method import Run
+from animatediff.pipelines.method import UNTRAINED, Run
 from animatediff.project import PROJECT
 
 ASSETS = PROJECT / "assets"
@@ -143,7 +143,9 @@ def load(preset: str, **chosen: str) -> Outcome:
     with torch.inference_mode(False):
         engine = Engine(run, device=host.device())
         engine.load()
-        return Outcome((Model(engine, host.hold(engine)),))
+        untrained = [f"{UNTRAINED}: {engine.facts()[UNTRAINED]}"] if UNTRAINED in engine.facts() else []
+        said = "\n".join([*engine.notes, *untrained])
+        return Outcome((Model(engine, host.hold(engine)),), text=said or None)
 
 
 def _load_texts(method: str, chosen: Mapping[str, str]) -> dict[str, str]:
@@ -218,7 +220,7 @@ def extract(
     example: str = NONE,
     settings: Settings | None = None,
 ) -> Outcome:
-    """The motion of one clip: of images, of a video, or of a clip that comes with this project."""
+    """The motion of one clip: of images, of a video, or of what comes with this project."""
     run = _with(model.engine.run, settings)
     given = [images is not None, video is not None, example != NONE]
     if sum(given) > 1:

@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from animatediff.apps import forms
 from animatediff.apps.comfyui import running, workflows
 from animatediff.apps.comfyui.nodes import all_nodes
+from animatediff.inference import Engine
 from animatediff.inference.run import completed
 from animatediff.pipelines import METHODS
 from tests.apps.comfyui.standin import Interrupted, Server
@@ -80,7 +82,9 @@ def test_one_runs_whole_and_is_kept(server: Server):
     prompt = workflows.api_format(EXAMPLES["efficientmt_miniature"])
     prompt["2"]["inputs"]["num_inference_steps"] = 2
     made = server.run(prompt)
-    assert made["4"].args[0].shape == (16, 64, 64, 3)
+    engine = Engine(forms.run_with(running.presets()["efficientmt/miniature"], {"num_inference_steps": "2"}))
+    job = {"ref_video_path": "assets/references/00-line.mp4", "prompt": prompt["4"]["inputs"]["prompt"], "seed": 42}
+    assert torch.equal(made["4"].args[0], torch.from_numpy(engine.generate(job)))  # what the command line makes
     assert made["5"].args[0].shape == (16, 256, 512, 3)
     assert len(server.previews) == 2
     assert server.previews[0][1].size == (64, 64)
