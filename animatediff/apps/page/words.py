@@ -13,23 +13,27 @@ from animatediff.evaluation.sources import Frames
 from animatediff.evaluation.trackers import Tracks, build_tracker
 
 SHOWN = 60  # tracks
-# Of each measure: its name in words, how a value is written, and from which value on it is called what.
-SAID: dict[str, tuple[str, str, bool, list[tuple[float, str]]]] = {
+# Of each measure: its name in words, how a value is written, what it means, whether higher is better, and from which
+# value on it is called what.
+SAID: dict[str, tuple[str, str, str, bool, list[tuple[float, str]]]] = {
     "motion_fidelity": (
         "Follows the motion",
         "{:.2f}",
+        "how far its points move in the directions in which the reference's do; 1 is best, -1 is the opposite",
         True,
         [(0.85, "closely"), (0.6, "well"), (0.3, "in part"), (-1.0, "hardly")],
     ),
     "track_distance": (
-        "Off its path by",
-        "{:.1f} % of the width",
+        "Off its path",
+        "{:.1f} %",
+        "how far its points stray from where the reference's are, in % of the width",
         False,
         [(2.0, "as good as none"), (5.0, "a little"), (12.0, "clearly"), (math.inf, "far")],
     ),
     "global_motion_error": (
-        "Camera differs by",
-        "{:.1f} % of the width a frame",
+        "Camera differs",
+        "{:.1f} %",
+        "how far the picture as a whole moves otherwise than the reference's, in % of the width a frame",
         False,
         [(0.5, "as good as none"), (1.5, "a little"), (4.0, "clearly"), (math.inf, "far")],
     ),
@@ -58,9 +62,9 @@ def describe(frames: Frames, reference: Frames | None) -> dict[str, Any]:
 
 def said(key: str, value: float) -> dict[str, str | float]:
     """One measure in words."""
-    name, form, higher, steps = SAID[key]
+    name, form, about, higher, steps = SAID[key]
     word = next((word for bound, word in steps if (value >= bound if higher else value <= bound)), steps[-1][1])
-    return {"key": key, "name": name, "value": form.format(value), "word": word, "number": round(value, 4)}
+    return {"key": key, "name": name, "value": form.format(value), "word": word, "about": about, "number": round(value, 4)}
 
 
 def drawn(tracks: Tracks, frames: Frames) -> list[list[list[float] | None]]:

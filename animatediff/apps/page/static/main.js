@@ -15,7 +15,7 @@ async function begin() {
   showTheme();
   told = await ask("start");
   duo = new Duo($("#duo"));
-  trim = new Trim($("#trim"), keep);
+  trim = new Trim($("#trim"), keep, (part) => { if (!location.hash.includes("=")) duo.part = part; });
   inputs = new Inputs($("#inputs"), ready);
   settings = new Settings($("#drawer"), {order, changed: (count) => {
     $("#changed").textContent = count;
@@ -194,7 +194,7 @@ async function route() {
     if (view === "gallery") await gallery.open();
     else if (view === "compare") await gallery.compare(what.split(",").slice(0, 2));
     else if (view === "job") await follow(what);
-    else if (view === "result") await showResult(duo, $("#outcome"), what, {title: (name) => gallery.title(name), again});
+    else if (view === "result") { showRecent(); await showResult(duo, $("#outcome"), what, {title: (name) => gallery.title(name), again}); }
     else showIdle();
   } catch (error) {
     if (wall) { toast(error.message); return; }
@@ -207,9 +207,24 @@ function showIdle() {
   const {clip} = state;
   $("#clip-facts").textContent = `${clip.title}, ${clip.seconds.toFixed(1)} s, ${clip.width}×${clip.height}`;
   $("#outcome").replaceChildren();
+  showRecent();
   duo.load([`page/clips/${clip.id}/play`, null], {fps: Math.max(1, Math.min(clip.frames, 96) / clip.seconds),
     frames: Math.min(clip.frames, 96), captions: ["Reference", "Result"]});
+  duo.part = state.method.can_trim ? trim.seconds_used : null;
   duo.cover(1, h("p.empty-text", {}, "Your video will be here."));
+}
+
+// The latest results.
+async function showRecent() {
+  const results = (await ask("results").catch(() => [])).slice(0, 10);
+  $("#recent").hidden = !results.length;
+  $("#recent").replaceChildren(h("h2#recent-title", {}, "Made here before"), h("ul", {}, results.map((result) => {
+    const video = h("video", {src: `page/results/${result.id}/video`, autoplay: true, loop: true, playsInline: true, tabIndex: -1,
+      "aria-hidden": "true"});
+    video.muted = true;
+    return h("li", {}, h("a", {href: `#result=${result.id}`, title: result.prompt || "", "aria-label":
+      `${result.prompt || result.reference}, seed ${result.seed}`}, video));
+  })));
 }
 
 async function run() {
@@ -241,8 +256,7 @@ async function follow(id) {
     try { await ask(`jobs/${id}/cancel`, {}); } catch (error) { toast(error.message); }
   }}, icon("close"), "Cancel");
   showIdle();
-  duo.cover(1, picture, h("div.running", {}, line, bar, more, stop));
-  $("#outcome").replaceChildren();
+  duo.cover(1, picture, h("div.running", {}, line, bar, h("div.row", {}, more, stop)));
   let seen = 0;
   const look = async () => {
     let job;
@@ -267,8 +281,9 @@ async function follow(id) {
       return;
     }
     line.textContent = job.place > 0 ? `In the queue: ${job.place === 1 ? "one job" : `${job.place} jobs`} before yours`
-      : job.steps ? `${job.stage}, step ${job.step} of ${job.steps}` : job.stage || "about to begin";
-    more.textContent = job.left !== null ? `about ${duration(job.left)} left` : "";
+      : job.stage || "about to begin";
+    more.textContent = [job.steps ? `step ${job.step} of ${job.steps}` : "",
+      job.left !== null ? `about ${duration(job.left)} left` : ""].filter(Boolean).join(", ");
     if (job.steps) bar.value = job.step / job.steps; else bar.removeAttribute("value");
     if (job.previews > seen) {
       seen = job.previews;

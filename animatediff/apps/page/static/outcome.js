@@ -9,7 +9,7 @@ export async function showResult(duo, place, id, {title, again}) {
   if (!result.has_reference) duo.cover(0, h("p.empty-text", {}, "The reference is no longer here."));
   const measures = h("dl.measures", {}, h("p.faint", {}, "Measuring the motion…"));
   const link = (what, text) => h("a.quiet", {href: `${side(what)}?download=true`, download: ""}, icon("down"), text);
-  place.replaceChildren(
+  place.replaceChildren(...[
     h("div.made", {},
       h("p.said", {}, result.prompt || result.reference),
       h("p.faint", {}, `${title(result.method)} · motion of ${result.reference} · seed ${result.seed} · ` +
@@ -22,12 +22,12 @@ export async function showResult(duo, place, id, {title, again}) {
         title: result.can_repeat ? "" : "The reference is no longer here; drop it again"}, icon("again"), "Another seed"),
       link("video", "MP4"), link("gif", "GIF"), link("sidecar", "Sidecar"),
       h("button.quiet#result-command", {type: "button", onclick: () => copy(result.command, "Command")}, icon("copy"), "Command"),
-      h("button.quiet", {type: "button", onclick: () => copy(result.yaml, "YAML")}, icon("copy"), "YAML")));
+      h("button.quiet", {type: "button", onclick: () => copy(result.yaml, "YAML")}, icon("copy"), "YAML"))].filter(Boolean));
   try {
     const told = await ask(`results/${id}/measures`);
     if (!measures.isConnected) return;
     duo.setTracks(told.reference_tracks, told.tracks);
-    measures.replaceChildren(...told.measures.map((measure) => h("div.measure", {"data-key": measure.key, "data-word": measure.word},
+    measures.replaceChildren(...told.measures.map((measure) => h("div.measure", {"data-key": measure.key, title: measure.about},
       h("dt", {}, measure.name), h("dd", {}, h("strong", {}, measure.value), h("span", {}, measure.word)))));
     if (!told.measures.length) measures.replaceChildren(h("p.faint", {}, "Nothing to measure: too little moves, or there is no reference."));
   } catch (error) { toast(error.message); }

@@ -4,7 +4,7 @@ import {$, h, icon} from "./dom.js";
 const TRAIL = 7; // frames
 
 export class Duo {
-  constructor(root, {captions = ["Reference", "Result"]} = {}) {
+  constructor(place, {captions = ["Reference", "Result"]} = {}) {
     this.tracks = [[], []];
     this.playing = true;
     this.fps = 8;
@@ -25,11 +25,13 @@ export class Duo {
     this.views = h("div.segments", {role: "group", "aria-label": "View", hidden: true}, this.viewButtons);
     this.controls = h("div.controls", {}, this.playButton, this.scrub, this.clock, this.views, this.tracksButton);
     this.root = h("div.duo", {}, this.box, this.controls);
-    root.replaceChildren(this.root);
+    this.place = place;
+    this.part = null; // [from, to] in seconds, where not the whole is played
+    place.replaceChildren(this.root);
     this.setView("side");
     this.showPlaying();
     this.showSplit();
-    const tick = () => { if (this.root.isConnected || !this.seen) { this.seen ||= this.root.isConnected; this.step(); requestAnimationFrame(tick); } };
+    const tick = () => { if (this.root.isConnected) { this.step(); requestAnimationFrame(tick); } };
     requestAnimationFrame(tick);
   }
 
@@ -39,7 +41,7 @@ export class Duo {
     video.muted = true;
     video.addEventListener("loadedmetadata", () => {
       if (video.videoWidth) {
-        box.style.setProperty("--ratio", video.videoWidth / video.videoHeight);
+        this.place.style.setProperty("--ratio", video.videoWidth / video.videoHeight);
         box.classList.toggle("small", Math.max(video.videoWidth, video.videoHeight) <= 160);
       }
     });
@@ -57,6 +59,7 @@ export class Duo {
     this.fps = fps;
     this.frames = frames;
     this.tracks = [[], []];
+    this.part = null;
     this.scrub.max = Math.max(1, frames - 1);
     this.screens.forEach((screen, side) => {
       const source = sources[side];
@@ -108,7 +111,10 @@ export class Duo {
   step() {
     const leader = this.master;
     if (!leader) { this.clock.textContent = ""; return; }
-    if (this.playing && leader.ended) leader.currentTime = 0;
+    const [from, to] = this.part || [0, Infinity];
+    if (this.playing && (leader.ended || leader.currentTime >= to || leader.currentTime < from - 0.05) && !leader.seeking) {
+      leader.currentTime = from;
+    }
     if (this.playing === leader.paused) { if (this.playing) leader.play().catch(() => {}); else leader.pause(); }
     const time = leader.currentTime;
     for (const {video} of this.screens) {

@@ -112,6 +112,6 @@ function help(field, usual) {
   }
   if (field.choices.length && field.kind !== "choice") parts.push(`or ${field.choices.join(", ")}`);
   if (field.optional) parts.push("or null");
-  parts.push(`usually ${usual === "" ? "empty" : usual}`);
+  parts.push(`default ${usual === "" ? "empty" : usual}`);
   return parts.filter(Boolean).join(" · ");
 }

@@ -4,8 +4,8 @@ import {h} from "./dom.js";
 const PARTS = 1000; // steps of a handle
 
 export class Trim {
-  constructor(root, changed) {
-    this.changed = changed;
+  constructor(root, changed, moved) {
+    this.told = moved; // with [from, to] in seconds, as it is moved
     this.handles = [["from", 0], ["to", PARTS]].map(([name, value]) =>
       h("input", {type: "range", min: 0, max: PARTS, value, "aria-label": `Use the clip ${name}`, "data-end": name,
         oninput: (event) => this.moved(event.target), onchange: () => changed()}));
@@ -40,8 +40,12 @@ export class Trim {
     const seconds = (share) => `${(share * this.seconds).toFixed(1)} s`;
     this.handles[0].setAttribute("aria-valuetext", seconds(from));
     this.handles[1].setAttribute("aria-valuetext", seconds(to));
+    this.told(this.seconds_used);
     this.label.textContent = from === 0 && to === 1 ? `whole clip, ${seconds(1)}` : `${seconds(from)} to ${seconds(to)}`;
   }
+
+  // [from, to] in seconds.
+  get seconds_used() { return this.handles.map((handle) => (Number(handle.value) / PARTS) * this.seconds); }
 
   // {start, duration} in seconds, null where the clip is used from its beginning, to its end.
   get part() {
