@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import re
@@ -16,9 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from animatediff.apps.page.options import Options
+from animatediff.apps.page.options import PROGRAMS, Options
 from animatediff.data.decode import VIDEO_SUFFIXES, open_source
-from animatediff.data.export import safe_name, save_video
+from animatediff.data.export import save_video
 from animatediff.data.images import IMAGE_SUFFIXES, is_image
 from animatediff.errors import UserError
 from animatediff.files import read_json, write_json
@@ -115,10 +116,15 @@ class Clips:
     def sweep(self, in_use: Collection[str] = ()) -> None:
         """Delete every upload older than the options allow, but for those in use."""
         oldest = time.time() - 60 * self.options.delete_after
-        folders = self.options.uploads.iterdir() if self.options.uploads.is_dir() else ()
-        for folder in folders:
-            if folder.name not in in_use and folder.stat().st_mtime < oldest:
-                shutil.rmtree(folder, ignore_errors=True)
+        uploads = self.options.uploads
+        for entry in [*uploads.glob("*"), *(uploads / PROGRAMS).glob("*")]:
+            with contextlib.suppress(FileNotFoundError):  # another sweep was quicker
+                if entry.name in in_use or entry.name == PROGRAMS or entry.stat().st_mtime >= oldest:
+                    continue
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink()
 
     def _new(self) -> Path:
         folder = self.options.uploads / secrets.token_hex(16)
@@ -130,9 +136,8 @@ class Clips:
         title = Path(name.replace("\\", "/")).name or "clip"
         suffix = Path(title).suffix.lower()
         known = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
-        path = part.rename(
-            folder / f"{safe_name(Path(title).stem, spaced=False)}{suffix if suffix in known else '.mp4'}"
-        )
+        words = re.sub(r"[^a-z0-9]+", "-", Path(title).stem.lower())[:40].strip("-")  # results are called after it
+        path = part.rename(folder / f"{words or 'clip'}{suffix if suffix in known else '.mp4'}")
         try:
             clip = self._check(Clip(folder.name, title[:80], str(path), 0, 0, 0, 0))
         except UserError as error:  # which names the path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from animatediff.apps.page.access import LOOPBACK
@@ -24,15 +24,12 @@ def main(arguments: Sequence[str] | None = None, description: str | None = None)
     options = read_options(arguments, description or __doc__)
     if importlib.util.find_spec("gradio") is None:
         raise UserError(f"the page needs gradio, which is not installed; {INSTALL}")
-    from animatediff.apps.page.server import launch
+    from animatediff.apps.page.server import serve
 
-    app, url, _ = launch(options, prevent_thread_lock=True, quiet=True)
-    print(f"open {url} in a browser; results go to {options.output}/; Ctrl-C ends it", flush=True)
-    try:
+    with serve(options) as url:
+        print(f"open {url} in a browser; results go to {options.output}/; Ctrl-C ends it", flush=True)
         while True:
             time.sleep(3600)
-    finally:
-        app.blocks.close(verbose=False)
 
 
 def read_options(arguments: Sequence[str] | None, description: str | None) -> Options:
@@ -81,7 +78,7 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
     parser.add_argument("--port", type=_whole(1, 65535), default=usual.port, help=f"default {usual.port}")
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="who may come in")
     parser.add_argument("--output", default=str(usual.output), help=f"where results go (default {usual.output})")
-    numbers = [
+    numbers: list[tuple[str, Callable[[str], float], float, str]] = [
         ("--max-size", _number(0.001, 1e6), usual.max_megabytes, "MB of an upload"),
         ("--max-seconds", _number(0.1, 1e6), usual.max_seconds, "length of an upload"),
         ("--max-side", _whole(8, 8192), usual.max_side, "pixels, the longer side of an upload"),
@@ -104,7 +101,7 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
     return parser.parse_intermixed_args(arguments)
 
 
-def _number(least: float, most: float) -> object:
+def _number(least: float, most: float) -> Callable[[str], float]:
     def read(text: str) -> float:
         value = float(text)
         if not least <= value <= most:
@@ -115,7 +112,7 @@ def _number(least: float, most: float) -> object:
     return read
 
 
-def _whole(least: int, most: int) -> object:
+def _whole(least: int, most: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         value = int(text)
         if not least <= value <= most:

@@ -63,7 +63,9 @@ class Desk:
         self._engines: OrderedDict[str, Engine] = OrderedDict()
         self._change = threading.Condition()
         self._produce: Callable[..., Iterator[Progress]] = options.gpu(produce)
-        threading.Thread(target=self._work, name="desk", daemon=True).start()
+        self._closing = False
+        self._worker = threading.Thread(target=self._work, name="desk", daemon=True)
+        self._worker.start()
 
     def submit(self, order: Order, visitor: str) -> Ticket:
         """A ticket for the order. UserError where the visitor, or all together, have too many waiting."""
@@ -115,6 +117,15 @@ class Desk:
             self._change.wait_for(lambda: ticket.state not in (WAITING, RUNNING))
         return ticket
 
+    def close(self) -> None:
+        """Cancel every job, wait for the one that runs to stop, and take no more."""
+        for ticket in list(self.tickets.values()):
+            self.cancel(ticket.id)
+        with self._change:
+            self._closing = True
+            self._change.notify_all()
+        self._worker.join()
+
     def clips_in_use(self) -> set[str]:
         """Ids of the clips that jobs which have not ended read."""
         with self._change:
@@ -124,18 +135,18 @@ class Desk:
     def _stop_file(self, ticket: Ticket) -> Path:
         return self.options.uploads / f"stop-{ticket.id}"
 
-    def _next(self) -> Ticket:
+    def _next(self) -> Ticket | None:
         with self._change:
-            while True:
+            while not self._closing:
                 for ticket in self.tickets.values():
                     if ticket.state == WAITING:
                         ticket.state, ticket.stage = RUNNING, "loading models"
                         return ticket
                 self._change.wait()
+            return None
 
     def _work(self) -> None:
-        while True:
-            ticket = self._next()
+        while (ticket := self._next()) is not None:
             try:
                 ticket.context.run(self._serve, ticket)
                 state, note = DONE, ""

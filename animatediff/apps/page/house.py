@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,9 +28,16 @@ class House:
         self.clips = Clips(options)
         self.clips.sweep()
         self.desk = Desk(options)
+        self._closed = threading.Event()
+        threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
         self.gallery = Gallery(options, self.presets)
         lines = [parse_object(text, EXAMPLES) for _, text in read_lines(PROJECT / EXAMPLES)]
         self.prompts = list(dict.fromkeys(str(line["prompt"]) for line in lines if "prompt" in line))
+
+    def close(self) -> None:
+        """End whatever runs; nothing half-written is left."""
+        self._closed.set()
+        self.desk.close()
 
     def submit(self, body: Mapping[str, Any], visitor: str) -> Ticket:
         """A ticket for what a visitor sent."""
@@ -41,3 +49,7 @@ class House:
         """The id of a finished job's result."""
         output = self.desk.get(id).output
         return {} if output is None else {"result": self.gallery.id_of(output)}
+
+    def _sweep(self) -> None:
+        while not self._closed.wait(min(60.0, 30 * self.options.delete_after)):
+            self.clips.sweep(self.desk.clips_in_use())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 UPLOADS = ".uploads"  # in the output folder; hidden, so that no command takes an upload for a result
+PROGRAMS = "programs"  # in there: what comes and goes through gradio's interface for programs
 
 
 def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -49,7 +49,6 @@ def build(house: House) -> APIRouter:
 
     @router.post("/page/clips")
     async def upload(request: Request, name: str = "clip") -> Response:
-        house.clips.sweep(house.desk.clips_in_use())
         try:
             return JSONResponse((await house.clips.receive(name, request.stream())).told())
         except UserError as error:

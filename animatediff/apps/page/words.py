@@ -60,11 +60,11 @@ def describe(frames: Frames, reference: Frames | None) -> dict[str, Any]:
     return told
 
 
-def said(key: str, value: float) -> dict[str, str | float]:
+def said(key: str, value: float) -> dict[str, str]:
     """One measure in words."""
     name, form, about, higher, steps = SAID[key]
     word = next((word for bound, word in steps if (value >= bound if higher else value <= bound)), steps[-1][1])
-    return {"key": key, "name": name, "value": form.format(value), "word": word, "about": about, "number": round(value, 4)}
+    return {"key": key, "name": name, "value": form.format(value), "word": word, "about": about}
 
 
 def drawn(tracks: Tracks, frames: Frames) -> list[list[list[float] | None]]:
