@@ -49,6 +49,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clip as a visitor drops it."""
-    from tests.apps.clips import write_clip
+    from tests.apps.page.clips import write_clip
 
     return write_clip(tmp_path_factory.mktemp("drop") / "My Clip.mp4")

@@ -14,8 +14,8 @@ import pytest
 from playwright.sync_api import BrowserContext, Page
 
 from animatediff.inference import cli
-from tests.apps.clips import write_bad
-from tests.apps.conftest import Served
+from tests.apps.page.clips import write_bad
+from tests.apps.page.conftest import Served
 from tests.browser import PATIENCE, Browser
 
 DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
