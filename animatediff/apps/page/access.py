@@ -15,6 +15,8 @@ from animatediff.apps.page.options import Options
 
 VISITOR = "efficientmt_visitor"
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+ON_HUB = bool(os.environ.get("SPACE_ID"))  # the page then stands in a frame of the hub's
+SAME_SITE = "SameSite=None; Secure; Partitioned" if ON_HUB else "SameSite=Lax"
 # Of the routes that gradio's server brings, those that its clients need; none of them fetches what a visitor names.
 GRADIO = re.compile(
     r"/(config|gradio_api/(info|openapi\.json|startup-events|upload|upload_progress|queue/(join|data|status)|call/.+|"
@@ -50,7 +52,7 @@ class Access:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *self.headers]
                 if not visitor:
-                    cookie = f"{VISITOR}={scope['visitor']}; Path=/; HttpOnly; SameSite=Lax; Max-Age=31536000"
+                    cookie = f"{VISITOR}={scope['visitor']}; Path=/; HttpOnly; Max-Age=31536000; {SAME_SITE}"
                     message["headers"].append((b"set-cookie", cookie.encode()))
             await send(message)
 
@@ -82,8 +84,8 @@ class Access:
 
 
 def _headers() -> dict[str, str]:
-    """What a browser is told of every answer. On a hub Space the page stands in a frame of the hub's."""
-    frames = "https://huggingface.co https://*.hf.space" if os.environ.get("SPACE_ID") else "'none'"
+    """What a browser is told of every answer."""
+    frames = "https://huggingface.co https://*.hf.space" if ON_HUB else "'none'"
     return {
         "content-security-policy": (
             "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' "

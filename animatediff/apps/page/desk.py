@@ -62,7 +62,7 @@ class Desk:
         self.tickets: OrderedDict[str, Ticket] = OrderedDict()
         self._engines: OrderedDict[str, Engine] = OrderedDict()
         self._change = threading.Condition()
-        self._produce: Callable[..., Iterator[Progress]] = options.gpu(produce)
+        self._lent: Callable[[Job, Path], Iterator[Progress]] = options.gpu(self._produce)
         self._closing = False
         self._worker = threading.Thread(target=self._work, name="desk", daemon=True)
         self._worker.start()
@@ -170,11 +170,15 @@ class Desk:
         if job.status == ALREADY_DONE:
             ticket.output, ticket.note = job.output, "this very video was made before"
             return
-        engine = self.engine(job.run)
-        engine.load()
-        for news in self._produce(engine, job, self._stop_file(ticket)):
+        self.engine(job.run).load()
+        for news in self._lent(job, self._stop_file(ticket)):
             self._hear(ticket, news)
         ticket.output = job.output
+
+    def _produce(self, job: Job, stop: Path) -> Iterator[Progress]:
+        engine = self.engine(job.run)  # loaded above, but for a device's process that is older than the engine
+        engine.load()
+        yield from produce(engine, job, stop)
 
     def _hear(self, ticket: Ticket, news: Progress) -> None:
         with self._change:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from animatediff.apps.page.preview import preview
+from animatediff.apps.page.clips import jpeg
+from animatediff.apps.preview import preview
 from animatediff.data.export import save_video
 from animatediff.inference.engine import Engine, Result
 from animatediff.inference.jobs import Job
@@ -31,14 +32,14 @@ class Progress:
     stage: str
     step: int = 0
     steps: int = 0
-    preview: bytes | None = None
+    preview: bytes | None = None  # JPEG
 
 
 def produce(engine: Engine, job: Job, stop: Path) -> Iterator[Progress]:
     """Make and write one video, telling how far it is. Cancelled is raised at the first step after `stop` exists.
 
-    A generator, and `stop` a file, because where a device is lent for one call (ZeroGPU) that call runs in a process
-    of its own: what it yields comes back, nothing else does.
+    A generator, and `stop` a file, because where a device is lent for one call (a hub Space's) that call runs in a
+    process of its own: what it yields comes back, nothing else does.
     """
     told: queue.Queue[Progress | BaseException | None] = queue.Queue()
     closed = threading.Event()
@@ -79,7 +80,8 @@ def _run(engine: Engine, job: Job, tell: Callable[[Progress], None], check: Call
         every = max(1, steps // PREVIEWS)
         picture = preview(engine.pipeline, latents) if (step + 1) % every == 0 and step + 1 < steps else None
         last = step + 1 == steps
-        tell(Progress("decoding" if last else phase(job.run, step + 1), step + 1, steps, picture))
+        shown = None if picture is None else jpeg(picture)
+        tell(Progress("decoding" if last else phase(job.run, step + 1), step + 1, steps, shown))
 
     result = engine.make(job.run, extracted, stepped)
     check()

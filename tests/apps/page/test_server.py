@@ -123,7 +123,7 @@ class TestQueue:
         go = threading.Semaphore(0)
 
         def decorate(_produce: Callable) -> Callable:
-            def produce(_engine, job, stop: Path):
+            def produce(job, stop: Path):
                 for step in range(1, 4):
                     go.acquire()
                     if stop.exists():

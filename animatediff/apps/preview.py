@@ -8,16 +8,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from animatediff.apps.page.clips import jpeg
-
 CHEAP = 5_000_000  # parameters of a VAE that decodes a whole frame in less time than a step takes
 PIECE = 8  # latents a side of the piece that a larger one decodes, to which the colours of all others are fitted
 SIDE = 256  # pixels of a glimpse, at least
 
 
 @torch.no_grad()
-def preview(pipe: Any, latents: torch.Tensor) -> bytes | None:
-    """The middle frame of `latents`, (1 c f h w) or (1 f c h w), as JPEG.
+def preview(pipe: Any, latents: torch.Tensor) -> np.ndarray | None:
+    """The middle frame of `latents`, (1 c f h w) or (1 f c h w), as uint8 (h w 3).
 
     None where the pipeline decodes in no way known here, where its VAE is kept off the device, and where channels and
     frames are as many, so that one cannot be told from the other.
@@ -38,7 +36,7 @@ def preview(pipe: Any, latents: torch.Tensor) -> bytes | None:
     else:
         pixels = _fitted(decode, frame)
     levels = ((pixels.clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).cpu().numpy()  # 3 h w -> h w 3
-    return jpeg(levels.astype(np.uint8))
+    return levels.astype(np.uint8)
 
 
 def _picture(video: torch.Tensor) -> torch.Tensor:
