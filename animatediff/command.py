@@ -16,6 +16,7 @@ from animatediff.project import PROGRAMS, PROJECT
 
 COMMANDS = {  # word -> (the module or program that holds its `main`, what it does)
     "infer": (PROGRAMS["infer"], "make videos: the motion of a clip, the content of a sentence"),
+    "demo": ("animatediff.apps.page.command", "the same on a web page"),
     "train": (PROGRAMS["train"], "train a method's adapter"),
     "evaluate": ("animatediff.evaluation.command", "measure outputs: table, JSON, CSV, HTML report"),
     "pairs": ("animatediff.curation.pairs", "make, filter and show training pairs"),
