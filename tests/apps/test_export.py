@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from animatediff import __version__
 from animatediff.apps import export
@@ -107,7 +108,7 @@ def test_without_the_package_it_is_one_line_too(pack: Path, monkeypatch, caplog)
     assert module.NODE_CLASS_MAPPINGS == {}
 
 
-def test_what_a_space_takes(tmp_path: Path):
+def test_what_a_space_takes(tmp_path: Path, repository: Path):
     folder = tmp_path / "space"
     folder.mkdir()  # an empty folder will do
     assert export.main(["space", str(folder)]) == 0
@@ -115,6 +116,12 @@ def test_what_a_space_takes(tmp_path: Path):
     assert (front["sdk"], front["app_file"], front["python_version"]) == ("gradio", "app.py", "3.12")
     needed = Requirement((folder / "requirements.txt").read_text().strip())
     assert (needed.name, needed.extras) == ("efficientmt", {"demo"})
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    gradio = Requirement(project["optional-dependencies"]["demo"][0])
+    assert gradio.specifier.contains(front["sdk_version"])
+    assert SpecifierSet(project["requires-python"]).contains(front["python_version"])
+    torch = next(each for each in map(Requirement, project["dependencies"]) if each.name == "torch")
+    assert all(torch.specifier.contains(f"2.{minor}.0") for minor in range(8, 12))  # ZeroGPU's
     compile((folder / "app.py").read_text(), "app.py", "exec")
 
 
