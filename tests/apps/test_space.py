@@ -19,7 +19,7 @@ APP = PROJECT / "animatediff" / "apps" / "space" / "app.py"
 
 def test_without_the_hub_nothing_is_borrowed(monkeypatch):
     monkeypatch.setenv("EFFICIENTMT_OUTPUT", "kept/here")
-    options = runpy.run_path(str(APP))["OPTIONS"]
+    options = runpy.run_path(str(APP))["read_options"]()
 
     def produce() -> None:
         return None
@@ -34,5 +34,5 @@ def test_on_zerogpu_the_function_that_makes_videos_is_decorated(monkeypatch):
     spaces.GPU = lambda duration: lambda function: ("borrowed", duration, function)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "spaces", spaces)
     monkeypatch.setenv("EFFICIENTMT_GPU_SECONDS", "60")
-    options = runpy.run_path(str(APP))["OPTIONS"]
+    options = runpy.run_path(str(APP))["read_options"]()
     assert options.gpu(len) == ("borrowed", 60, len)

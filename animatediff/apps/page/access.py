@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-import os
 import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -15,8 +14,6 @@ from animatediff.apps.page.options import Options
 
 VISITOR = "efficientmt_visitor"
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
-ON_HUB = bool(os.environ.get("SPACE_ID"))  # the page then stands in a frame of the hub's
-SAME_SITE = "SameSite=None; Secure; Partitioned" if ON_HUB else "SameSite=Lax"
 # Of the routes that gradio's server brings, those that its clients need; none of them fetches what a visitor names.
 GRADIO = re.compile(
     r"/(config|gradio_api/(info|openapi\.json|startup-events|upload|upload_progress|queue/(join|data|status)|call/.+|"
@@ -34,7 +31,9 @@ class Access:
 
     def __init__(self, app: Any, options: Options) -> None:
         self.app, self.options = app, options
-        self.headers = [(name.encode(), value.encode()) for name, value in _headers().items()]
+        self.headers = [(name.encode(), value.encode()) for name, value in _headers(options.framed).items()]
+        same_site = "SameSite=None; Secure; Partitioned" if options.framed else "SameSite=Lax"
+        self.cookie = f"Path=/; HttpOnly; Max-Age=31536000; {same_site}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,7 +51,7 @@ class Access:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *self.headers]
                 if not visitor:
-                    cookie = f"{VISITOR}={scope['visitor']}; Path=/; HttpOnly; Max-Age=31536000; {SAME_SITE}"
+                    cookie = f"{VISITOR}={scope['visitor']}; {self.cookie}"
                     message["headers"].append((b"set-cookie", cookie.encode()))
             await send(message)
 
@@ -83,9 +82,9 @@ class Access:
         return hmac.compare_digest(given, f"{self.options.user}:{self.options.password}".encode())
 
 
-def _headers() -> dict[str, str]:
+def _headers(framed: bool) -> dict[str, str]:
     """What a browser is told of every answer."""
-    frames = "https://huggingface.co https://*.hf.space" if ON_HUB else "'none'"
+    frames = "https://huggingface.co https://*.hf.space" if framed else "'none'"
     return {
         "content-security-policy": (
             "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' "

@@ -17,7 +17,7 @@ def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Options:
-    """One page's settings; each is a flag of `efficientmt demo`, but for `gpu`."""
+    """One page's settings; each is a flag of `efficientmt demo`, but for the hub's `framed` and `gpu`."""
 
     output: Path = Path("outputs")
     host: str = "127.0.0.1"
@@ -33,6 +33,7 @@ class Options:
     delete_after: float = 60  # minutes
     keep: int = 1  # engines
     mcp: bool = False
+    framed: bool = False  # whether it stands in a frame of the Hugging Face hub
     overrides: dict[str, str] = field(default_factory=dict)  # common keys, for every job
     gpu: Callable[[Callable[..., Any]], Callable[..., Any]] = _as_it_is  # decorates the function that needs a device
 
