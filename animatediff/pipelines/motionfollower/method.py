@@ -101,7 +101,7 @@ class MotionFollowerMethod:
         "camera": "motionfollower.camera",
         "weight_dtype": "dtype",
     }
-    objective = None
+    objective = "animatediff.pipelines.motionfollower.training:Objective"
 
     def complete(self, run: Run) -> Run:
         """The run with the sequences of a prepared folder; those that the run names itself stay."""
