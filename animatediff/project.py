@@ -17,6 +17,7 @@ INSTALLED = _PACKAGE / "share"  # where a wheel puts configs/, models/miniature 
 PROJECT = INSTALLED if INSTALLED.is_dir() else _PACKAGE.parent
 PROGRAMS = {  # word after `efficientmt` -> the same command as a program of the checkout
     "infer": "inference.py",
+    "demo": "scripts/demo.py",
     "train": "train.py",
     "evaluate": "scripts/evaluate.py",
     "pairs": "scripts/make_pairs.py",
@@ -24,6 +25,7 @@ PROGRAMS = {  # word after `efficientmt` -> the same command as a program of the
     "download": "scripts/download_models.py",
     "convert": "scripts/convert_checkpoint.py",
     "benchmark": "scripts/benchmark.py",
+    "export": "scripts/export.py",
 }
 
 

@@ -24,6 +24,7 @@ from animatediff.inference.run import (
     completed,
     lay_over,
     missing_weights,
+    recipe,
     reference_key,
     resolved_dtype,
     run_of,
@@ -32,6 +33,7 @@ from animatediff.inference.run import (
 from animatediff.memory import peak_memory
 from animatediff.pipelines import METHODS
 from animatediff.pipelines.method import Made, OnStep, Preparing, Run, attribute
+from animatediff.pipelines.video import OneAtATime
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WIDER = {"fp32": "", "bf16": "dtype=fp32, or ", "fp16": "dtype=fp32 or dtype=bf16, or "}  # where a dtype gives NaN
@@ -73,9 +75,10 @@ class Engine:
     models are loaded), laid over the engine's run, or a whole Run of the same method.
     """
 
-    def __init__(self, config: Job, references: int = 2) -> None:
+    def __init__(self, config: Job, references: int = 2, device: torch.device | None = None) -> None:
         """config: a Run, or a mapping of its keys. references: how many extracted ones are kept for later jobs.
 
+        device: where the caller moves the networks before each use, whatever the run says; they load on the CPU.
         UserError for keys and values that no run has. Nothing is loaded yet.
         """
         self.run = config if isinstance(config, Run) else run_of([("the configuration", config)])
@@ -85,12 +88,13 @@ class Engine:
         self.preparing = Preparing()  # for methods that make inputs of their own; a command may allow more
         self._kept: OrderedDict[str, Extracted] = OrderedDict()
         self._room = references
+        self._device = device
         self._lock = threading.RLock()
 
     @property
     def device(self) -> torch.device:
         """Where the networks run."""
-        return find_device(self.run.device)
+        return self._device or find_device(self.run.device)
 
     def load(self) -> Any:
         """The pipeline, loaded by the first call. UserError where weights are missing or do not fit."""
@@ -103,8 +107,13 @@ class Engine:
         """Let go of the pipeline and the references; the next call loads anew."""
         with self._lock:
             self.pipeline = None
-            self._kept.clear()
+            self.forget()
             free_memory(self.device)
+
+    def forget(self) -> None:
+        """Let go of the references; those in a caller's hands stay as they are."""
+        with self._lock:
+            self._kept.clear()
 
     def facts(self) -> dict[str, Any]:
         """What a user should know of the loaded weights."""
@@ -192,9 +201,11 @@ class Engine:
         missing = missing_weights(run)
         if missing:
             raise UserError(next(iter(missing.values())))
-        place: torch.device | str = "cpu" if run.offload != "none" else device
+        place: torch.device | str = "cpu" if run.offload != "none" or self._device else device
         with memory_advice(run):
             pipe = self.method.load(run.part(self.method.Files), settings_of(run), place, dtype)
+        if isinstance(pipe, OneAtATime):
+            pipe.recipe = recipe(run)
         if run.offload == "model":
             pipe.enable_model_cpu_offload(device=device)
         elif run.offload == "sequential":

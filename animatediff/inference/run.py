@@ -349,6 +349,16 @@ def _changed(config: Any) -> dict[str, Any]:
     return changed
 
 
+def recipe(run: Run) -> dict[str, Any]:
+    """What a model card says of the run that a pipeline was loaded for: method, weights, keys off their defaults."""
+    method = METHODS[run.method]
+    others = {"prompt", "seed", "ref_video_path", *(entry.name for entry in fields(method.Files))}
+    others |= {given.key for given in method.inputs}
+    weights = {file.what: _portable(file.path) for file in weight_files(run) if is_there(file.path)}
+    changed = {name: value for name, value in _changed(run).items() if name not in others | {"method"}}
+    return {"method": run.method, "dtype": resolved_dtype(run), "weights": weights, "settings": changed}
+
+
 def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
