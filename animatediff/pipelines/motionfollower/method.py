@@ -20,6 +20,7 @@ from animatediff.pipelines.motionfollower.guidance import REGIONS, TermWeights
 from animatediff.pipelines.motionfollower.loading import MotionFollowerFiles, load_motionfollower, weight_files
 from animatediff.pipelines.motionfollower.networks import Networks
 from animatediff.pipelines.motionfollower.pipeline import MotionFollowerPipeline, check_size
+from animatediff.pipelines.motionfollower.preparation import MotionFollowerPreparation
 from animatediff.pipelines.motionfollower.sampling import Options
 from animatediff.pipelines.motionfollower.schedule import STEP_SCALINGS, timesteps
 from animatediff.pipelines.motionfollower.selfcheck import check_masks, check_skeletons
@@ -102,6 +103,7 @@ class MotionFollowerMethod:
         "weight_dtype": "dtype",
     }
     objective = None
+    preparation = MotionFollowerPreparation()
 
     def complete(self, run: Run) -> Run:
         """The run with the sequences of a prepared folder; those that the run names itself stay."""
