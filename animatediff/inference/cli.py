@@ -76,9 +76,10 @@ def parse(arguments: Sequence[str] | None, description: str | None) -> argparse.
         if name in to_dict(run_of([])):
             raise UserError(f"'{unknown[0]}' is a key, not a flag; write {name}=value")
         for method in METHODS.values():
-            key = attribute(method, "aliases", {}).get(name)
-            if key is not None:
-                raise UserError(f"'{unknown[0]}' is another program's; write {key}=value with method={method.name}")
+            key, answer = (attribute(method, names, {}).get(name) for names in ("aliases", "renamed"))
+            if key or answer:
+                ours = answer or f"{key}=value"
+                raise UserError(f"'{unknown[0]}' is another program's; with method={method.name} write {ours}")
         flags = [flag for action in parser._actions for flag in action.option_strings]
         raise UserError(f"unknown flag '{unknown[0]}'; {nearest(unknown[0], flags)}")
     return options

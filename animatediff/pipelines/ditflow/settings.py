@@ -39,6 +39,9 @@ class DiTFlowSettings:
 
 # Names of the published command line and its YAML -> ours; below, those whose values differ, answered with ours.
 ALIASES: Mapping[str, str] = {
+    "v": "ref_video_path",
+    "p": "prompt",
+    "n": "num_frames",
     "video_length": "num_frames",
     "output_path": "output_dir",
     "source_prompt": "ref_prompt",
@@ -55,6 +58,7 @@ ALIASES: Mapping[str, str] = {
     "enable_gradient_checkpointing": "ditflow.gradient_checkpointing",
 }
 RENAMED: Mapping[str, str] = {
+    "model": "pretrained_model_path, a folder, or --config configs/inference/ditflow/cogvideox_5b.yaml (or _2b)",
     "opt_mode": "ditflow.variable=latents (published: latent) or positions (published: emb)",
     "guidance_timestep_range": "ditflow.guidance_steps=10, the number of steps from its first to its second",
     "guidance_blocks_2b": "ditflow.guidance_blocks",

@@ -10,6 +10,7 @@ from PIL import Image
 from animatediff.data.video import read_frames
 from animatediff.errors import UserError
 from animatediff.inference import Engine, cli
+from animatediff.inference.cli import parse
 from animatediff.inference.run import fingerprint, read_run, reference_key, run_schema
 from animatediff.pipelines.ditflow import method
 from animatediff.pipelines.ditflow.settings import ALIASES, RENAMED
@@ -228,3 +229,11 @@ def test_names_of_the_published_program():
     for name, ours in RENAMED.items():
         with pytest.raises(UserError, match=f"'{name}' in .* is an old name; write {ours[:12]}"):
             read_run(given={"method": "ditflow", name: 1})
+
+
+@pytest.mark.parametrize("name", [*ALIASES, *RENAMED])
+def test_flags_of_the_published_program_are_answered(name):
+    ours = RENAMED.get(name) or f"{ALIASES[name]}=value"
+    with pytest.raises(UserError) as error:
+        parse([f"--{name}", "1"], None)
+    assert str(error.value) == f"'--{name}' is another program's; with method=ditflow write {ours}"

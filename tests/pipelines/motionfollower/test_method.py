@@ -145,7 +145,7 @@ def test_published_names_are_taken_or_answered():
     assert (run.ref_video_path, run.source_path, run.target_pose_path) == ("a", "b", "c")
     assert run.motionfollower.camera is True
     assert (run.guidance_scale, run.dtype) == (2.0, "fp32")
-    with pytest.raises(UserError, match=r"'--cfg' is another program's; write guidance_scale=value"):
+    with pytest.raises(UserError, match=r"'--cfg' is another program's; .*motionfollower write guidance_scale=value"):
         cli.parse(["--cfg", "7"], None)
 
 
