@@ -30,6 +30,7 @@ BUNDLED = "assets/references"
 STRIP = 10  # pictures of a strip
 STRIP_HEIGHT = 72  # pixels
 PROXY_FRAMES, PROXY_SIDE = 96, 256  # of the small copy that a browser plays, whatever was uploaded
+MOST = 200  # uploads at one time
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -159,6 +160,8 @@ class Clips:
                     entry.unlink()
 
     def _new(self) -> Path:
+        if sum(1 for _ in self.options.uploads.glob("*/")) >= MOST:
+            raise UserError(f"{MOST} uploads are here, which is all there is room for; try again later")
         folder = self.options.uploads / secrets.token_hex(16)
         folder.mkdir(parents=True)
         return folder
