@@ -6,6 +6,7 @@ export class Inputs {
     this.root = root;
     this.changed = changed;
     this.sent = {}; // key -> clips
+    try { this.sent = JSON.parse(sessionStorage.getItem("inputs")) || {}; } catch { /* someone else's */ }
     this.own = false; // whether a visitor brings what a preparation would make
   }
 
@@ -53,6 +54,7 @@ export class Inputs {
         clips.push(await send(file, (share) => { state.textContent = `sending ${file.name}, ${Math.round(100 * share)} %`; }));
       }
       this.sent[input.key] = clips;
+      sessionStorage.setItem("inputs", JSON.stringify(this.sent));
       state.textContent = this.state(input);
       box.classList.remove("wrong");
     } catch (error) {
