@@ -181,7 +181,7 @@ def text_of(value: Any) -> str:
 def command_of(preset: Preset, run: Run) -> str:
     """The line that makes the run's video, for a POSIX shell."""
     words = ["--config", preset.config]
-    for key, value in changes(run, preset.run).items():
+    for key, value in _told(preset, run):
         if key in ("ref_video_path", "prompt") and value is not None:
             words += [f"--{key}", str(value)]
         else:
@@ -192,10 +192,23 @@ def command_of(preset: Preset, run: Run) -> str:
 def yaml_of(preset: Preset, run: Run) -> str:
     """The same as a YAML laid over the preset's."""
     nested: dict[str, Any] = {BASE: preset.config}
-    for key, value in changes(run, preset.run).items():
+    for key, value in _told(preset, run):
         section, _, name = key.rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[name] = value
     return yaml.safe_dump(nested, sort_keys=False, allow_unicode=True)
+
+
+def _told(preset: Preset, run: Run) -> Iterator[tuple[str, Any]]:
+    """The keys that make `run` of the preset; files of this project by their place in it, as `locate` finds them."""
+    for key, value in changes(run, preset.run).items():
+        if (
+            isinstance(value, str)
+            and _PATH.search(key)
+            and Path(value).is_file()
+            and Path(value).is_relative_to(PROJECT)
+        ):
+            value = Path(value).relative_to(PROJECT).as_posix()
+        yield key, value
 
 
 def _field(key: str, hint: Any, default: Any, metadata: Mapping[str, Any], place: str) -> FormField:

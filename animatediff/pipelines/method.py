@@ -128,6 +128,44 @@ class Preparing:
     make_environment: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class View:
+    """Something that a preparation found, to look at before it is used.
+
+    frames: uint8 (f h w 3). subject: the key of the clip in which a click on these frames chooses who is meant; ""
+    where it chooses nothing.
+    """
+
+    title: str
+    frames: np.ndarray
+    subject: str = ""
+
+
+class Preparation(Protocol):
+    """How a method makes one of its inputs, a folder, from the clips that a person has."""
+
+    key: str  # of the input, of kind folder
+    clips: tuple[Input, ...]  # what it is made from beside ref_video_path
+
+    def make(
+        self,
+        run: Run,
+        clips: Mapping[str, Path],
+        subjects: Mapping[str, tuple[float, float]],
+        folder: Path,
+        on_progress: Callable[[str, int, int], None],
+    ) -> None:
+        """Write `folder` from the run's ref_video_path and `clips`, by key.
+
+        subjects: key of a clip -> who is meant in it, a point (x, y) of its first frame, each from 0 to 1.
+        on_progress(stage, done, of how many): an exception raised in it ends the preparation. UserError where what is
+        needed cannot be found in the clips, or what finds it is not here.
+        """
+
+    def views(self, folder: Path) -> list[View]:
+        """What there is to look at in a folder that `make` wrote."""
+
+
 @runtime_checkable
 class Method(Protocol):
     """One method: its folder under pipelines/ holds everything else that is known of it.
@@ -139,7 +177,8 @@ class Method(Protocol):
     `complete(run) -> Run`, a copy whose keys that follow from others are filled in; `names(run) -> (folder, stem)`,
     what outputs are called after, where that is not the reference's name and the prompt; `prepare(run, Preparing) ->
     (Run, facts)`, which makes inputs that a run lacks from those that it has, once, and gives the run with them and
-    fields for the sidecar; `preparation(run) -> str | None`, what a dry run says of that.
+    fields for the sidecar; `to_prepare(run) -> str | None`, what a dry run says of that; `preparation`, a Preparation;
+    `title`, what people call it.
     """
 
     name: str  # the YAML section and the folder

@@ -15,6 +15,7 @@ from animatediff.inference import cli
 from animatediff.inference.run import read_run, run_schema
 from animatediff.pipelines import METHODS
 from animatediff.pipelines.method import Input
+from animatediff.project import PROJECT
 
 
 @pytest.mark.parametrize("method", list(METHODS))
@@ -102,3 +103,12 @@ def test_a_value_outside_is_refused_by_name(text):
     preset = next(preset for preset in forms.presets() if preset.key == "efficientmt/miniature")
     with pytest.raises(UserError, match="num_inference_steps"):
         forms.run_with(preset, {"num_inference_steps": text})
+
+
+def test_a_clip_of_the_project_is_named_by_its_place_in_it():
+    preset = next(preset for preset in forms.presets() if preset.key == "efficientmt/miniature")
+    clip = PROJECT / "assets/references/00-line.mp4"
+    run = forms.run_with(preset, {}, {"prompt": "a star", "ref_video_path": str(clip)})
+    words = shlex.split(forms.command_of(preset, run))
+    assert words[words.index("--ref_video_path") + 1] == "assets/references/00-line.mp4"
+    assert yaml.safe_load(forms.yaml_of(preset, run))["ref_video_path"] == "assets/references/00-line.mp4"

@@ -19,6 +19,7 @@ GRADIO = re.compile(
     r"/(config|gradio_api/(info|openapi\.json|startup-events|upload|upload_progress|queue/(join|data|status)|call/.+|"
     r"cancel|reset|heartbeat/[\w-]+|file=(?!https?:).+|mcp(/.*)?))/?"
 )
+STARTUP = "/gradio_api/startup-events"  # gradio asks itself for this as it starts, and knows no password
 OURS = re.compile(r"/|/(static|page)/.+|/favicon\.ico|/robots\.txt")
 
 Scope = MutableMapping[str, Any]
@@ -62,7 +63,7 @@ class Access:
         path, host = scope["path"], headers.get("host", "")
         if self.options.host in LOOPBACK and host.rpartition(":")[0 if ":" in host else 2] not in LOOPBACK:
             return 421, "this page answers to localhost only", {}  # another site's name made to point here
-        if self.options.password and not self._knows(headers.get("authorization", "")):
+        if self.options.password and path != STARTUP and not self._knows(headers.get("authorization", "")):
             return 401, "a user name and a password are needed", {"www-authenticate": 'Basic realm="EfficientMT"'}
         if not (OURS.fullmatch(path) or GRADIO.fullmatch(path)):
             return 404, "there is nothing here", {}

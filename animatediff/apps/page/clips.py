@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from animatediff.apps.page.options import PROGRAMS, Options
+from animatediff.apps.page.options import PROGRAMS, UPLOADS, Options
 from animatediff.data.decode import VIDEO_SUFFIXES, open_source
 from animatediff.data.export import save_video
 from animatediff.data.images import IMAGE_SUFFIXES, is_image
 from animatediff.errors import UserError
 from animatediff.files import read_json, write_json
+from animatediff.pipelines.method import View
 from animatediff.project import PROJECT
 
 BUNDLED = "assets/references"
 STRIP = 10  # pictures of a strip
 STRIP_HEIGHT = 72  # pixels
 PROXY_FRAMES, PROXY_SIDE = 96, 256  # of the small copy that a browser plays, whatever was uploaded
+MOST = 200  # uploads at one time
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -44,6 +46,7 @@ class Clip:
     width: int
     height: int
     warnings: tuple[str, ...] = ()
+    views: tuple[dict[str, str], ...] = ()  # of a prepared folder: title, and whose subject a click on it chooses
 
     def told(self) -> dict[str, Any]:
         """What the page may know of it: all but where it lies."""
@@ -107,6 +110,36 @@ class Clips:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
+    def prepare(self, title: str, make: Callable[[Path], None], views: Callable[[Path], Sequence[View]]) -> Clip:
+        """A folder that `make` writes, as a clip that jobs can use, with videos of its views beside it."""
+        parent = self._new()
+        try:
+            folder = parent / (words_of(title) or "prepared")
+            make(folder)
+            found = views(folder)
+            for number, view in enumerate(found):
+                save_video(parent / f"view-{number}.mp4", view.frames)
+            told = tuple({"title": view.title, "subject": view.subject} for view in found)
+            height, width = found[0].frames.shape[1:3] if found else (0, 0)
+            count = len(found[0].frames) if found else 0
+            clip = Clip(parent.name, title, str(folder), count, count / 8, width, height, (), told)
+            write_json(parent / "clip.json", asdict(clip))
+            return clip
+        except BaseException:
+            shutil.rmtree(parent, ignore_errors=True)
+            raise
+
+    def view(self, id: str, number: int) -> Path:
+        """The video of one view of a prepared folder."""
+        clip = self.get(id)
+        if not 0 <= number < len(clip.views):
+            raise UserError(f"there is no view {number}; the preparation has {len(clip.views)}")
+        return Path(clip.path).parent / f"view-{number}.mp4"
+
+    def tidy(self, text: str) -> str:
+        """`text` without the folder that an upload lies in."""
+        return re.sub(rf"\S*{re.escape(UPLOADS)}/[0-9a-f]{{32}}/", "", text)
+
     def touch(self, ids: Collection[str]) -> None:
         """Begin the time of these clips anew."""
         for id in ids:
@@ -127,6 +160,8 @@ class Clips:
                     entry.unlink()
 
     def _new(self) -> Path:
+        if sum(1 for _ in self.options.uploads.glob("*/")) >= MOST:
+            raise UserError(f"{MOST} uploads are here, which is all there is room for; try again later")
         folder = self.options.uploads / secrets.token_hex(16)
         folder.mkdir(parents=True)
         return folder
@@ -136,7 +171,7 @@ class Clips:
         title = Path(name.replace("\\", "/")).name or "clip"
         suffix = Path(title).suffix.lower()
         known = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
-        words = re.sub(r"[^a-z0-9]+", "-", Path(title).stem.lower())[:40].strip("-")  # results are called after it
+        words = words_of(Path(title).stem)  # results are called after it
         path = part.rename(folder / f"{words or 'clip'}{suffix if suffix in known else '.mp4'}")
         try:
             clip = self._check(Clip(folder.name, title[:80], str(path), 0, 0, 0, 0))
@@ -187,6 +222,11 @@ def _small(source: Any, numbers: np.ndarray, height: int | None = None) -> np.nd
         size = (max(2, round(picture.width * scale)), max(2, round(picture.height * scale)))
         found.append(np.asarray(picture.resize(size, Image.Resampling.BILINEAR)))
     return np.stack(found)
+
+
+def words_of(text: str) -> str:
+    """`text` as part of a file name: lower-case letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:40].strip("-")
 
 
 def jpeg(pixels: np.ndarray) -> bytes:

@@ -42,6 +42,7 @@ class Ticket:
     preview: bytes | None = None
     previews: int = 0
     output: Path | None = None
+    prepared: str = ""  # id of what a preparation made
     step_times: list[float] = field(default_factory=list)
     context: contextvars.Context = field(default_factory=contextvars.copy_context)  # whose request it came with
 
@@ -164,6 +165,9 @@ class Desk:
 
     def _serve(self, ticket: Ticket) -> None:
         self.options.uploads.mkdir(parents=True, exist_ok=True)
+        if ticket.order.prepare is not None:
+            ticket.prepared = ticket.order.prepare(lambda *news: self._hear_preparation(ticket, *news)).id
+            return
         job = plan([Job(ticket.order.run, "the page")])[0]
         if job.status == FAILED:
             raise UserError(job.note)
@@ -179,6 +183,13 @@ class Desk:
         engine = self.engine(job.run)  # loaded above, but for a device's process that is older than the engine
         engine.load()
         yield from produce(engine, job, stop)
+
+    def _hear_preparation(self, ticket: Ticket, stage: str, done: int, total: int) -> None:
+        if self._stop_file(ticket).exists():
+            raise Cancelled
+        if stage != ticket.stage:
+            ticket.step_times.clear()
+        self._hear(ticket, Progress(stage, done, total))
 
     def _hear(self, ticket: Ticket, news: Progress) -> None:
         with self._change:

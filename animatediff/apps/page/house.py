@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from animatediff.apps.forms import presets
@@ -11,7 +11,8 @@ from animatediff.apps.page.clips import Clips
 from animatediff.apps.page.desk import Desk, Ticket
 from animatediff.apps.page.gallery import Gallery
 from animatediff.apps.page.options import Options
-from animatediff.apps.page.orders import read_order
+from animatediff.apps.page.orders import Order, read_order, read_preparation
+from animatediff.errors import UserError
 from animatediff.files import read_lines
 from animatediff.files.reading import parse_object
 from animatediff.project import PROJECT
@@ -41,14 +42,25 @@ class House:
 
     def submit(self, body: Mapping[str, Any], visitor: str) -> Ticket:
         """A ticket for what a visitor sent."""
-        order = read_order(body, self.presets, self.clips, self.options)
+        return self._submit(read_order, body, visitor)
+
+    def submit_preparation(self, body: Mapping[str, Any], visitor: str) -> Ticket:
+        """A ticket for what is to be made of a visitor's clips before a job can use them."""
+        return self._submit(read_preparation, body, visitor)
+
+    def _submit(self, read: Callable[..., Order], body: Mapping[str, Any], visitor: str) -> Ticket:
+        try:
+            order = read(body, self.presets, self.clips, self.options)
+        except UserError as error:
+            raise UserError(self.clips.tidy(str(error))) from error
         self.clips.touch(order.clips)
         return self.desk.submit(order, visitor)
 
     def result_of(self, id: str) -> dict[str, Any]:
         """The id of a finished job's result."""
         output = self.desk.get(id).output
-        return {} if output is None else {"result": self.gallery.id_of(output)}
+        result = {} if output is None else {"result": self.gallery.id_of(output)}
+        return result | {"note": self.clips.tidy(self.desk.get(id).note)}
 
     def _sweep(self) -> None:
         while not self._closed.wait(min(60.0, 30 * self.options.delete_after)):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from animatediff.apps.forms import FormField, Preset, fields_of, inputs_of, run_with
-from animatediff.apps.page.clips import Clips
+from animatediff.apps.page.clips import Clip, Clips
 from animatediff.apps.page.options import Options
 from animatediff.errors import UserError, nearest, shown
 from animatediff.files import check_object
 from animatediff.inference.jobs import WISHES
 from animatediff.inference.run import check, completed
 from animatediff.pipelines import METHODS
-from animatediff.pipelines.method import Run
+from animatediff.pipelines.method import Run, attribute
 
 KEYS: dict[str, Any] = {
     "preset": str,
@@ -25,6 +26,13 @@ KEYS: dict[str, Any] = {
     "settings": dict[str, str],
     "inputs": dict[str, list[str]],
 }
+PREPARATION_KEYS: dict[str, Any] = {
+    "preset": str,
+    "clip": str,
+    "clips": dict[str, str],
+    "subjects": dict[str, list[float]],
+}
+OnProgress = Callable[[str, int, int], None]  # (stage, done, of how many)
 ASKED_APART = ("prompt", "start", "duration")  # by the page itself
 LONGEST_TEXT = 2000  # characters
 
@@ -35,6 +43,7 @@ class Order:
 
     run: Run
     clips: tuple[str, ...]  # ids of what it reads
+    prepare: Callable[[OnProgress], Clip] | None = None  # what is to be made of clips first, in place of a video
 
 
 def offered(method: str) -> list[FormField]:
@@ -77,6 +86,37 @@ def read_order(body: Mapping[str, Any], presets: Mapping[str, Preset], clips: Cl
     _check_work(run, preset.run, options.max_work)
     check(completed(run))
     return Order(run, tuple(used))
+
+
+def read_preparation(body: Mapping[str, Any], presets: Mapping[str, Preset], clips: Clips, options: Options) -> Order:
+    """The order for a method's preparation: {"preset", "clip", "clips": {key: id}, "subjects": {key: [x, y]}}."""
+    body = check_object(dict(body), "the request", PREPARATION_KEYS, required=["preset", "clip", "clips"])
+    preset = presets.get(body["preset"])
+    preparation = None if preset is None else attribute(METHODS[preset.method], "preparation", None)
+    if preset is None or preparation is None:
+        raise UserError(f"preset {shown(body['preset'])} has nothing to prepare")
+    driving = clips.get(body["clip"])
+    found = {}
+    for wanted in preparation.clips:
+        if wanted.key not in body["clips"]:
+            raise UserError(f"{wanted.key} is missing: {wanted.help}")
+        found[wanted.key] = clips.get(body["clips"][wanted.key])
+    subjects = {}
+    for key, point in body.get("subjects", {}).items():
+        if key not in ("ref_video_path", *found) or len(point) != 2 or not all(0 <= side <= 1 for side in point):
+            raise UserError(f"the subject of {shown(key)} is {shown(point)}, expected x and y, each from 0 to 1")
+        subjects[key] = (float(point[0]), float(point[1]))
+    run = run_with(preset, dict(options.overrides), {"ref_video_path": driving.path})
+    paths = {key: Path(clip.path) for key, clip in found.items()}
+    title = " ".join(Path(clip.title).stem for clip in (*found.values(), driving))
+
+    def prepare(on_progress: OnProgress) -> Clip:
+        def make(folder: Path) -> None:
+            preparation.make(run, paths, subjects, folder, on_progress)
+
+        return clips.prepare(title, make, preparation.views)
+
+    return Order(run, (driving.id, *(clip.id for clip in found.values())), prepare)
 
 
 def _check_work(run: Run, usual: Run, most: float) -> None:

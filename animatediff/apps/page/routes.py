@@ -18,6 +18,7 @@ from animatediff.apps.page.orders import ASKED_APART, offered, read_order
 from animatediff.errors import UserError
 from animatediff.files import check_object, parse_json
 from animatediff.pipelines import METHODS
+from animatediff.pipelines.method import attribute
 
 STATIC = Path(__file__).with_name("static")
 LARGEST_BODY = 100_000  # bytes of a request in JSON
@@ -73,6 +74,15 @@ def build(house: House) -> APIRouter:
     async def submit(request: Request) -> Response:
         body = await _body(request)
         return await _json(lambda: _told(house.desk, house.submit(body(), request.scope["visitor"])))
+
+    @router.post("/page/preparations")
+    async def prepare(request: Request) -> Response:
+        body = await _body(request)
+        return await _json(lambda: _told(house.desk, house.submit_preparation(body(), request.scope["visitor"])))
+
+    @router.get("/page/clips/{id}/views/{number}")
+    async def view(id: str, number: int) -> Response:
+        return await _file(lambda: house.clips.view(id, number))
 
     @router.post("/page/recipe")
     async def recipe(request: Request) -> Response:
@@ -175,6 +185,7 @@ def starting(house: House) -> dict[str, Any]:
 
 def _method(name: str) -> dict[str, Any]:
     method = METHODS[name]
+    preparation = attribute(method, "preparation", None)
     open_keys = {field.key for field in offered(name)}
     fields = [field for field in offered(name) if field.key not in ASKED_APART]
     return {
@@ -183,6 +194,9 @@ def _method(name: str) -> dict[str, Any]:
         "needs_prompt": "prompt" in open_keys,
         "can_trim": {"start", "duration"} <= open_keys,
         "inputs": [vars(given) for given in inputs_of(name) if given.kind != "folder"],
+        "preparation": None
+        if preparation is None
+        else {"key": preparation.key, "clips": [vars(given) for given in preparation.clips]},
         "fields": [_field(field) for field in fields],
     }
 
@@ -211,6 +225,7 @@ def _told(desk: Desk, ticket: Ticket) -> dict[str, Any]:
         "place": desk.place(ticket),
         "note": ticket.note,
         "previews": ticket.previews,
+        "prepared": ticket.prepared,
     }
 
 

@@ -22,6 +22,7 @@ from animatediff.pipelines.motionfollower.loading import MotionFollowerFiles, lo
 from animatediff.pipelines.motionfollower.networks import Networks
 from animatediff.pipelines.motionfollower.pipeline import MotionFollowerPipeline, check_size
 from animatediff.pipelines.motionfollower.poses import ROOTS
+from animatediff.pipelines.motionfollower.preparation import MotionFollowerPreparation
 from animatediff.pipelines.motionfollower.prepare import PrepareOptions, check_options, prepare
 from animatediff.pipelines.motionfollower.prepare.detectors import MASKERS, POSERS
 from animatediff.pipelines.motionfollower.prepare.folder import digest
@@ -116,6 +117,7 @@ class MotionFollowerMethod:
         "weight_dtype": "dtype",
     }
     objective = "animatediff.pipelines.motionfollower.training:Objective"
+    preparation = MotionFollowerPreparation()
 
     def complete(self, run: Run) -> Run:
         """The run with the sequences of a prepared folder; those that the run names itself stay."""
@@ -156,7 +158,7 @@ class MotionFollowerMethod:
         facts = {"prepared": {"folder": str(folder), "made_by": made_by}}
         return replace(run, **found, num_frames=log["frames"]), facts  # type: ignore[arg-type]
 
-    def preparation(self, run: Run) -> str | None:
+    def to_prepare(self, run: Run) -> str | None:
         """What a dry run says of `prepare`."""
         if not _is_plain(run):
             return None

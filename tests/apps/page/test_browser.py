@@ -87,7 +87,9 @@ def set_steps(page: Page, steps: int) -> None:
 
 def result_of(page: Page) -> str:
     """The id of the result, once it is shown with its measures."""
-    page.locator("#outcome .measures dd, #outcome .measures p:has-text('Nothing to measure')").first.wait_for()
+    page.locator("#outcome .measures dd, #outcome .measures p:has-text('Nothing to measure')").first.wait_for(
+        timeout=3 * PATIENCE
+    )
     return page.evaluate("location.hash").removeprefix("#result=")
 
 
@@ -159,11 +161,11 @@ def test_bad_uploads_are_told_in_one_line_and_leave_nothing(page: Page, served: 
 
 def test_two_visitors_get_their_own_results(browser: Browser, served: Served):
     with visitor(browser, served) as one, visitor(browser, served, PHONE, has_touch=True) as two:
-        for context, prompt in ((one, "a white star"), (two, "a green circle")):
-            page = context.pages[0]
-            page.fill("#prompt", prompt)
-            set_steps(page, 12 if context is one else 2)
-            page.click("#run")
+        for context, prompt, steps in ((one, "a white star", 8), (two, "a green circle", 2)):
+            context.pages[0].fill("#prompt", prompt)
+            set_steps(context.pages[0], steps)
+        for context in (one, two):
+            context.pages[0].click("#run")
         two.pages[0].locator(".running:has-text('In the queue: one job before yours')").wait_for()
         found = [ask(served, f"results/{result_of(context.pages[0])}")["prompt"] for context in (one, two)]
         assert found == ["a white star", "a green circle"]

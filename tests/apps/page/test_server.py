@@ -7,6 +7,8 @@ import json
 import os
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,9 +23,11 @@ from animatediff.apps.page.desk import CANCELLED, DONE, FAILED_, RUNNING, WAITIN
 from animatediff.apps.page.house import House
 from animatediff.apps.page.options import Options
 from animatediff.apps.page.orders import Order, offered, read_order
+from animatediff.apps.page.server import serve
 from animatediff.apps.page.work import Cancelled, Progress
 from animatediff.errors import UserError
 from animatediff.pipelines import METHODS
+from tests.apps.page.conftest import free_port
 
 ORDER = {"preset": "efficientmt/miniature", "clip": "bundled-00-line", "prompt": "a red star"}
 LOCAL = "http://127.0.0.1:7860"
@@ -268,8 +272,6 @@ class TestPrograms:
 
     @pytest.mark.parametrize("path", ["/etc/passwd", "pyproject.toml", "../../clip.mp4"])
     def test_no_client_names_a_path(self, served, path):
-        import urllib.request
-
         def post(data: list) -> str:
             body = json.dumps({"data": data}).encode()
             request = urllib.request.Request(
@@ -284,6 +286,17 @@ class TestPrograms:
         told = post([{"path": path, "meta": {"_type": "gradio.FileData"}}, "a star", "efficientmt/miniature", 1, None])
         assert "event: error" in told
         assert sorted(served.options.output.rglob("*")) == before
+
+
+def test_a_page_with_a_password_starts_and_its_clients_come_in(tmp_path: Path):
+    from gradio_client import Client
+
+    options = Options(output=tmp_path, port=free_port(), user="anna", password="pass word")
+    with serve(options) as url:
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"{url}page/start")
+        programs = Client(url, verbose=False, httpx_kwargs={"auth": ("anna", "pass word")})
+        assert programs.predict(api_name="/presets")
 
 
 class TestCommand:

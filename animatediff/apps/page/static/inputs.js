@@ -6,14 +6,26 @@ export class Inputs {
     this.root = root;
     this.changed = changed;
     this.sent = {}; // key -> clips
+    try { this.sent = JSON.parse(sessionStorage.getItem("inputs")) || {}; } catch { /* someone else's */ }
+    this.own = false; // whether a visitor brings what a preparation would make
   }
 
   show(method) {
     this.method = method;
-    this.root.hidden = method.inputs.length === 0;
-    this.root.replaceChildren(...(method.inputs.length ? [h("div.heading", {}, h("h2", {}, "Also needed"))] : []),
-      h("ul.inputs", {}, method.inputs.map((input) => this.place(input))));
+    const wanted = this.wanted;
+    this.root.hidden = wanted.length === 0;
+    const turn = () => { this.own = !this.own; this.show(method); this.changed(); };
+    this.root.replaceChildren(h("div.heading", {}, h("h2", {}, "Also needed"), method.preparation && method.inputs.length
+      ? h("button.link", {type: "button", onclick: turn}, this.own ? "prepare them here" : "I have them prepared") : ""),
+    h("ul.inputs", {}, wanted.map((input) => this.place(input))));
   }
+
+  // Whether the method's own preparation makes what it needs.
+  get preparing() { return Boolean(this.method.preparation) && !this.own; }
+
+  get wanted() { return this.preparing ? this.method.preparation.clips : this.method.inputs; }
+
+  get complete() { return this.wanted.every((input) => !input.required || this.sent[input.key]?.length); }
 
   place(input) {
     const many = input.kind === "images";
@@ -42,6 +54,7 @@ export class Inputs {
         clips.push(await send(file, (share) => { state.textContent = `sending ${file.name}, ${Math.round(100 * share)} %`; }));
       }
       this.sent[input.key] = clips;
+      sessionStorage.setItem("inputs", JSON.stringify(this.sent));
       state.textContent = this.state(input);
       box.classList.remove("wrong");
     } catch (error) {
@@ -53,7 +66,7 @@ export class Inputs {
 
   // {key: [ids]} of what was sent for this method.
   get ids() {
-    const wanted = this.method.inputs.map((input) => input.key).filter((key) => this.sent[key]?.length);
+    const wanted = this.wanted.map((input) => input.key).filter((key) => this.sent[key]?.length);
     return Object.fromEntries(wanted.map((key) => [key, this.sent[key].map((clip) => clip.id)]));
   }
 }

@@ -4,12 +4,13 @@ import {Gallery} from "./gallery.js";
 import {Inputs} from "./inputs.js";
 import {showResult} from "./outcome.js";
 import {Duo} from "./player.js";
+import {Prepared} from "./prepared.js";
 import {Settings} from "./settings.js";
 import {Trim} from "./trim.js";
 
 const POLL = 400; // milliseconds
 const state = {clip: null, uploads: [], method: null, preset: null, chosen: {}};
-let told, duo, trim, inputs, settings, gallery, polling;
+let told, duo, trim, inputs, settings, gallery, prepared, polling;
 
 async function begin() {
   showTheme();
@@ -23,6 +24,7 @@ async function begin() {
     $("#advanced").setAttribute("aria-label", count ? `Advanced, ${count} changed` : "Advanced");
     keep();
   }});
+  prepared = new Prepared($("#views"), prepare);
   gallery = new Gallery($("#gallery"), told.methods);
   listen();
   await restore();
@@ -72,7 +74,8 @@ function showTheme() {
 function order() {
   const method = state.method;
   return {
-    preset: state.preset.key, clip: state.clip.id, settings: settings.values, inputs: inputs.ids,
+    preset: state.preset.key, clip: state.clip.id, settings: settings.values,
+    inputs: inputs.preparing ? {[method.preparation.key]: [prepared.id]} : inputs.ids,
     ...(method.needs_prompt ? {prompt: $("#prompt").value} : {}),
     ...(method.can_trim ? trim.part : {}),
   };
@@ -127,8 +130,19 @@ function choosePreset(key) {
 }
 
 function ready() {
-  const lacking = state.method.inputs.filter((input) => input.required && !inputs.sent[input.key]?.length);
-  $("#run").disabled = state.preset.missing.length > 0 || lacking.length > 0;
+  $("#run").disabled = state.preset.missing.length > 0 || !inputs.complete;
+  $("#run").textContent = inputs.preparing && !prepared.isOf(basis()) ? "Prepare" : "Make the video";
+}
+
+// What a preparation is made from.
+function basis() {
+  const clips = Object.fromEntries(Object.entries(inputs.ids).map(([key, ids]) => [key, ids[0]]));
+  return {preset: state.preset.key, clip: state.clip.id, clips};
+}
+
+async function prepare(subjects = {}) {
+  prepared.begin(basis(), subjects);
+  location.hash = `job=${(await ask("preparations", {...basis(), subjects})).id}`;
 }
 
 function drawTiles(sending = null) {
@@ -150,6 +164,7 @@ function chooseClip(clip) {
   state.clip = clip;
   complain("#clip-error", "");
   trim.show(clip);
+  ready();
   keep();
   if (location.hash === "#make" || !location.hash) showIdle(); else location.hash = "make";
 }
@@ -190,10 +205,13 @@ async function route() {
     if ((tab.hash === "#gallery") === wall) tab.setAttribute("aria-current", "page"); else tab.removeAttribute("aria-current");
   }
   complain("#form-error", "");
+  $("#views").hidden = view !== "prepared";
+  $("#duo").hidden = view === "prepared";
   try {
     if (view === "gallery") await gallery.open();
     else if (view === "compare") await gallery.compare(what.split(",").slice(0, 2));
     else if (view === "job") await follow(what);
+    else if (view === "prepared") await showPrepared(what);
     else if (view === "result") { showRecent(); await showResult(duo, $("#outcome"), what, {title: (name) => gallery.title(name), again}); }
     else showIdle();
   } catch (error) {
@@ -231,10 +249,18 @@ async function run() {
   complain("#form-error", "");
   $("#run").disabled = true;
   try {
-    location.hash = `job=${(await ask("jobs", order())).id}`;
+    if (inputs.preparing && !prepared.isOf(basis())) await prepare();
+    else location.hash = `job=${(await ask("jobs", order())).id}`;
   } catch (error) {
     complain("#form-error", error.message);
   }
+  ready();
+}
+
+async function showPrepared(id) {
+  $("#outcome").replaceChildren();
+  showRecent();
+  await prepared.show(id);
   ready();
 }
 
@@ -269,7 +295,7 @@ async function follow(id) {
     if (location.hash !== `#job=${id}`) return;
     if (job.state === "done") {
       if (job.note) toast(job.note);
-      history.replaceState(null, "", `#result=${job.result}`);
+      history.replaceState(null, "", job.prepared ? `#prepared=${job.prepared}` : `#result=${job.result}`);
       await route();
       return;
     }
