@@ -20,6 +20,7 @@ COMMANDS = {  # word -> (the module or program that holds its `main`, what it do
     "train": (PROGRAMS["train"], "train a method's adapter"),
     "evaluate": ("animatediff.evaluation.command", "measure outputs: table, JSON, CSV, HTML report"),
     "pairs": ("animatediff.curation.pairs", "make, filter and show training pairs"),
+    "prepare": ("animatediff.pipelines.motionfollower.prepare.command", "two clips to skeletons, alignment and masks"),
     "download": ("animatediff.hub_download", "fetch published weights"),
     "convert": ("animatediff.pipelines.efficientmt.convert", "a published adapter to a folder, and back"),
     "benchmark": ("animatediff.benchmarks.command", "speed and memory as ratios, side by side"),

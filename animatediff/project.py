@@ -21,6 +21,7 @@ PROGRAMS = {  # word after `efficientmt` -> the same command as a program of the
     "train": "train.py",
     "evaluate": "scripts/evaluate.py",
     "pairs": "scripts/make_pairs.py",
+    "prepare": "scripts/prepare.py",
     "download": "scripts/download_models.py",
     "convert": "scripts/convert_checkpoint.py",
     "benchmark": "scripts/benchmark.py",

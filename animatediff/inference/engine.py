@@ -31,7 +31,7 @@ from animatediff.inference.run import (
 )
 from animatediff.memory import peak_memory
 from animatediff.pipelines import METHODS
-from animatediff.pipelines.method import Made, OnStep, Run, attribute
+from animatediff.pipelines.method import Made, OnStep, Preparing, Run, attribute
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WIDER = {"fp32": "", "bf16": "dtype=fp32, or ", "fp16": "dtype=fp32 or dtype=bf16, or "}  # where a dtype gives NaN
@@ -82,6 +82,7 @@ class Engine:
         self.method = METHODS[self.run.method]
         self.pipeline: Any = None
         self.notes: list[str] = []  # what loading had to say
+        self.preparing = Preparing()  # for methods that make inputs of their own; a command may allow more
         self._kept: OrderedDict[str, Extracted] = OrderedDict()
         self._room = references
         self._lock = threading.RLock()
@@ -121,6 +122,7 @@ class Engine:
         run = self.resolve(job)
         name = None
         if frames is None:
+            run, _ = self._prepared(run)
             name = f"{reference_key(run)} {_state_of(Path(run.ref_video_path))}"
         with self._lock, memory_advice(run):
             if name is not None and name in self._kept:
@@ -147,6 +149,7 @@ class Engine:
         check(run, clip=reference is None)
         with self._lock, memory_advice(run):
             pipe = self.load()
+            run, prepared = self._prepared(run)
             extracted = reference or self.extract(run)
             started = time.perf_counter()
             if self.device.type == "cuda":
@@ -173,10 +176,14 @@ class Engine:
                 extracted,
                 time.perf_counter() - started,
                 tuple(dict.fromkeys([*extracted.warnings, *warnings, *notes])),
-                self.method.facts(pipe, extracted.motion),
+                self.method.facts(pipe, extracted.motion) | prepared,
                 peak_memory(self.device),
                 files,
             )
+
+    def _prepared(self, run: Run) -> tuple[Run, dict[str, Any]]:
+        """The run with the inputs that its method makes itself, and what the sidecar says of them."""
+        return attribute(self.method, "prepare", lambda same, _: (same, {}))(run, self.preparing)
 
     def _load(self) -> Any:
         run, device, dtype = self.run, self.device, DTYPES[resolved_dtype(self.run)]

@@ -14,8 +14,8 @@ import torch
 import yaml
 
 from animatediff.config import Layer, default_of, fill, items_of, last_said, read_layers, update_config
-from animatediff.errors import UserError, describe_os_error
-from animatediff.files import check_readable, is_there, to_path, to_text
+from animatediff.errors import UserError
+from animatediff.files import check_readable, content_hash, is_there, to_path, to_text
 from animatediff.hub import PUBLISHED
 from animatediff.pipelines import METHODS, method_named
 from animatediff.pipelines.method import INPUT_KINDS, Method, Run, WeightFile, attribute
@@ -308,20 +308,6 @@ def reference_key(run: Run) -> str:
     settings = settings_of(run)
     values = [getattr(run if name in COMMON else settings, name) for name in sorted(names | method.reference_keys)]
     return json.dumps([run.method, run.seed_of_reference, *values])
-
-
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of the files in a folder."""
-    digest = hashlib.sha256()
-    try:
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            if file.is_file():
-                digest.update(file.name.encode() if path.is_dir() else b"")
-                with open(file, "rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
-    except OSError as error:
-        raise describe_os_error(error, f"reading {path}") from error
-    return digest.hexdigest()
 
 
 def fingerprint(run: Run, sha256: Callable[[Path], str] = content_hash) -> str:

@@ -132,8 +132,8 @@ class View:
     subject: str = ""
 
 
-class Preparation(Protocol):
-    """How a method makes one of its inputs, a folder, from the clips that a person has."""
+class ShownPreparation(Protocol):
+    """How a method makes one of its inputs, a folder, from a person's clips, where the person looks at it first."""
 
     key: str  # of the input, of kind folder
     clips: tuple[Input, ...]  # what it is made from beside ref_video_path
@@ -157,6 +157,15 @@ class Preparation(Protocol):
         """What there is to look at in a folder that `make` wrote."""
 
 
+@dataclass(frozen=True)
+class Preparing:
+    """What a method's `prepare` may do besides its work: whom it tells, and whether it may set up an environment."""
+
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+    say: Callable[[str], None] = lambda line: None
+    make_environment: bool = False
+
+
 @runtime_checkable
 class Method(Protocol):
     """One method: its folder under pipelines/ holds everything else that is known of it.
@@ -166,8 +175,10 @@ class Method(Protocol):
     key or section.key}; `renamed` {a key's old name: its new one}, refused with the new one; `notes(pipe, run,
     reference) -> list[str]`, warnings about one run; `phase(run, i) -> str`, what step i is called while it runs;
     `complete(run) -> Run`, a copy whose keys that follow from others are filled in; `names(run) -> (folder, stem)`,
-    what outputs are called after, where that is not the reference's name and the prompt; `preparation`, a Preparation;
-    `title`, what people call it.
+    what outputs are called after, where that is not the reference's name and the prompt; `prepare(run, Preparing) ->
+    (Run, facts)`, which makes inputs that a run lacks from those that it has, once, and gives the run with them and
+    fields for the sidecar; `preparation(run) -> str | None`, what a dry run says of that; `shown_preparation`, a
+    ShownPreparation; `title`, what people call it.
     """
 
     name: str  # the YAML section and the folder

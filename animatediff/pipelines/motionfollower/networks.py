@@ -208,7 +208,8 @@ def conditioned(
 
     vectors: see `image_vectors`; they stand for every cross-attention, whose own argument is then unused. pose x
     pose_scale is added to the output of conv_in. Appearance feature i is added in down block i between the second
-    layer's spatial part and its motion module, whose residual carries it. attentions: replacements by path.
+    layer's spatial part and its motion module, whose residual carries it. Both are (1 c f h w), for the whole batch, or
+    (b c f h w). attentions: replacements by path.
     """
     with ExitStack() as stack:
         crossed = {path: FrameVector(vector) for path, vector in vectors.items()}
@@ -272,9 +273,9 @@ def _vector(attention: Attention, embeds: torch.Tensor) -> torch.Tensor:
 
 
 def _plus(hidden: torch.Tensor, addition: torch.Tensor) -> torch.Tensor:
-    """hidden ((b f) c h w) + addition (1 c f h w), the same for the whole batch."""
+    """hidden ((b f) c h w) + addition (b c f h w), or (1 c f h w), the same for the whole batch."""
     frames = addition.shape[2]
-    per_frame = rearrange(addition, "1 c f h w -> 1 f c h w").to(hidden)
+    per_frame = rearrange(addition, "b c f h w -> b f c h w").to(hidden)
     return (hidden.unflatten(0, (-1, frames)) + per_frame).flatten(0, 1)  # (b f) c h w -> b f c h w -> (b f) c h w
 
 
@@ -295,6 +296,25 @@ def _controller_name(key: str) -> str:
         block, layer = divmod(int(number), 2)
         part = f"body.{block}" if rest.startswith("in_conv.") else f"body.{block}.resnets.{layer}"
     return f"{_ADAPTER_PREFIX}adapter.{part}.{rest}"
+
+
+def original_controller_state(controller: T2IAdapter) -> StateDict:
+    """The appearance controller under the names that `load_original_networks` takes."""
+    return {_published_name(name): value for name, value in controller.state_dict().items()}
+
+
+def _published_name(name: str) -> str:
+    """The inverse of `_controller_name`, of a name inside the appearance controller."""
+    part, _, rest = name.removeprefix("adapter.").partition(".")
+    if part == "body":
+        block, kind, inner = rest.split(".", 2)
+        layer = "0"
+        if kind == "resnets":
+            layer, _, inner = inner.partition(".")
+        else:
+            inner = f"{kind}.{inner}"
+        rest = f"{2 * int(block) + int(layer)}.{inner}"
+    return f"{_ADAPTER_PREFIX}{part}.{rest}"
 
 
 def _refuse_strangers(state: StateDict, known: Mapping[str, torch.Size], source: str) -> None:
