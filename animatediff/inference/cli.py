@@ -134,7 +134,7 @@ def dry_run(run: Run, jobs: list[Job]) -> int:
     for path in dict.fromkeys(Path(job.run.ref_video_path) for job in jobs if job.run.ref_video_path):
         print(f"{'present' if is_there(path) else 'MISSING':8} reference: {path}")
     for job in jobs:
-        said = attribute(METHODS[job.run.method], "to_prepare", lambda _: None)(job.run)
+        said = attribute(METHODS[job.run.method], "preparation", lambda _: None)(job.run)
         if said and job.status != FAILED:
             print(said)
     for job in jobs:

@@ -119,15 +119,6 @@ class Made:
     files: Mapping[str, Callable[[Path], None]]
 
 
-@dataclass(frozen=True)
-class Preparing:
-    """What a method's `prepare` may do besides its work: whom it tells, and whether it may set up an environment."""
-
-    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None
-    say: Callable[[str], None] = lambda line: None
-    make_environment: bool = False
-
-
 @dataclass(frozen=True, eq=False)
 class View:
     """Something that a preparation found, to look at before it is used.
@@ -141,8 +132,8 @@ class View:
     subject: str = ""
 
 
-class Preparation(Protocol):
-    """How a method makes one of its inputs, a folder, from the clips that a person has."""
+class ShownPreparation(Protocol):
+    """How a method makes one of its inputs, a folder, from a person's clips, where the person looks at it first."""
 
     key: str  # of the input, of kind folder
     clips: tuple[Input, ...]  # what it is made from beside ref_video_path
@@ -166,6 +157,15 @@ class Preparation(Protocol):
         """What there is to look at in a folder that `make` wrote."""
 
 
+@dataclass(frozen=True)
+class Preparing:
+    """What a method's `prepare` may do besides its work: whom it tells, and whether it may set up an environment."""
+
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+    say: Callable[[str], None] = lambda line: None
+    make_environment: bool = False
+
+
 @runtime_checkable
 class Method(Protocol):
     """One method: its folder under pipelines/ holds everything else that is known of it.
@@ -177,8 +177,8 @@ class Method(Protocol):
     `complete(run) -> Run`, a copy whose keys that follow from others are filled in; `names(run) -> (folder, stem)`,
     what outputs are called after, where that is not the reference's name and the prompt; `prepare(run, Preparing) ->
     (Run, facts)`, which makes inputs that a run lacks from those that it has, once, and gives the run with them and
-    fields for the sidecar; `to_prepare(run) -> str | None`, what a dry run says of that; `preparation`, a Preparation;
-    `title`, what people call it.
+    fields for the sidecar; `preparation(run) -> str | None`, what a dry run says of that; `shown_preparation`, a
+    ShownPreparation; `title`, what people call it.
     """
 
     name: str  # the YAML section and the folder

@@ -92,7 +92,7 @@ def read_preparation(body: Mapping[str, Any], presets: Mapping[str, Preset], cli
     """The order for a method's preparation: {"preset", "clip", "clips": {key: id}, "subjects": {key: [x, y]}}."""
     body = check_object(dict(body), "the request", PREPARATION_KEYS, required=["preset", "clip", "clips"])
     preset = presets.get(body["preset"])
-    preparation = None if preset is None else attribute(METHODS[preset.method], "preparation", None)
+    preparation = None if preset is None else attribute(METHODS[preset.method], "shown_preparation", None)
     if preset is None or preparation is None:
         raise UserError(f"preset {shown(body['preset'])} has nothing to prepare")
     driving = clips.get(body["clip"])

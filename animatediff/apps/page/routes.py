@@ -185,7 +185,7 @@ def starting(house: House) -> dict[str, Any]:
 
 def _method(name: str) -> dict[str, Any]:
     method = METHODS[name]
-    preparation = attribute(method, "preparation", None)
+    preparation = attribute(method, "shown_preparation", None)
     open_keys = {field.key for field in offered(name)}
     fields = [field for field in offered(name) if field.key not in ASKED_APART]
     return {

@@ -117,7 +117,7 @@ class MotionFollowerMethod:
         "weight_dtype": "dtype",
     }
     objective = "animatediff.pipelines.motionfollower.training:Objective"
-    preparation = MotionFollowerPreparation()
+    shown_preparation = MotionFollowerPreparation()
 
     def complete(self, run: Run) -> Run:
         """The run with the sequences of a prepared folder; those that the run names itself stay."""
@@ -158,7 +158,7 @@ class MotionFollowerMethod:
         facts = {"prepared": {"folder": str(folder), "made_by": made_by}}
         return replace(run, **found, num_frames=log["frames"]), facts  # type: ignore[arg-type]
 
-    def to_prepare(self, run: Run) -> str | None:
+    def preparation(self, run: Run) -> str | None:
         """What a dry run says of `prepare`."""
         if not _is_plain(run):
             return None

@@ -9,6 +9,7 @@ import numpy as np
 
 from animatediff.data.video import read_frames
 from animatediff.pipelines.method import Input, Run, View
+from animatediff.pipelines.motionfollower.prepare import PrepareOptions, prepare
 
 TINT = np.array([255, 90, 60], np.float32)  # of a mask over its frames
 SHADE = 0.55  # of frames under a skeleton
@@ -28,8 +29,6 @@ class MotionFollowerPreparation:
         folder: Path,
         on_progress: Callable[[str, int, int], None],
     ) -> None:
-        from animatediff.pipelines.motionfollower.prepare import PrepareOptions, prepare
-
         source, driving = clips["source_path"], Path(run.ref_video_path)
         options = PrepareOptions(
             height=run.height,

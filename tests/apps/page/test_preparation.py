@@ -62,7 +62,7 @@ class Posed:
     Files, Settings = Files, Settings
 
     def __init__(self) -> None:
-        self.preparation = Preparation()
+        self.shown_preparation = Preparation()
 
     def complete(self, run):
         from dataclasses import replace
@@ -92,7 +92,9 @@ def test_what_was_prepared_is_an_input_of_the_job(posed: Posed, tmp_path: Path, 
     body = {"preset": "posed/plain", "clip": "bundled-00-line", "clips": {"source_path": source.id}}
     ticket = house.desk.wait(house.submit_preparation(body | {"subjects": {"source_path": [0.5, 0.25]}}, "a"))
     assert (ticket.state, ticket.note) == (DONE, "")
-    assert posed.preparation.asked == [("00-line.mp4", {"source_path": "dancer.mp4"}, {"source_path": (0.5, 0.25)})]
+    assert posed.shown_preparation.asked == [
+        ("00-line.mp4", {"source_path": "dancer.mp4"}, {"source_path": (0.5, 0.25)})
+    ]
     clip = house.clips.get(ticket.prepared)
     assert [view["title"] for view in clip.views] == ["Found", "Turned"]
     assert read_frames(house.clips.view(clip.id, 1), None).total == 5
@@ -128,10 +130,10 @@ def test_found_looked_at_and_corrected_in_the_browser(posed: Posed, browser: Bro
         page.locator("#views button.frame video").click(position={"x": 30, "y": 20})
         page.locator("#views .spot:not([hidden])").wait_for()
         for _ in range(100):
-            if len(posed.preparation.asked) == 2:
+            if len(posed.shown_preparation.asked) == 2:
                 break
             page.wait_for_timeout(50)
-        (_, _, nobody), (driving, clips, subjects) = posed.preparation.asked
+        (_, _, nobody), (driving, clips, subjects) = posed.shown_preparation.asked
         assert (nobody, driving, clips) == ({}, "my-clip.mp4", {"source_path": "my-clip.mp4"})
         x, y = subjects["source_path"]
         assert 0 < x < 0.5

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
 from animatediff.data.export import save_frames, save_video
 from animatediff.inference.run import run_of
+from animatediff.pipelines.motionfollower import preparation
 from animatediff.pipelines.motionfollower.preparation import MotionFollowerPreparation
 
 
 def test_a_click_is_a_pixel_of_the_clip(tmp_path: Path, monkeypatch):
     asked = []
-    module = ModuleType("prepare")
-    module.PrepareOptions = lambda **options: SimpleNamespace(**options)  # type: ignore[attr-defined]
-    module.prepare = lambda *paths, on_progress: asked.append(paths)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "animatediff.pipelines.motionfollower.prepare", module)
+    monkeypatch.setattr(preparation, "prepare", lambda *given, on_progress: asked.append(given))
     source, driving = tmp_path / "source.mp4", tmp_path / "driving.mp4"
     save_video(source, np.zeros((2, 48, 64, 3), np.uint8))
     save_video(driving, np.zeros((2, 32, 32, 3), np.uint8))
