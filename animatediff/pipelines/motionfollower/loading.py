@@ -21,13 +21,13 @@ from animatediff.models.unet import VideoUNet, build_unet
 from animatediff.models.weight_files import StateDict, read_state_dict, unwrap
 from animatediff.pipelines.backbones.sd15 import DIFFUSERS, modern_vae_names, read_component, weights_in
 from animatediff.pipelines.method import WeightFile
-from animatediff.pipelines.motionfollower.networks import PIXELS_PER_LATENT, build_networks, load_original_networks
+from animatediff.pipelines.motionfollower.networks import Networks, build_networks, load_original_networks
 from animatediff.pipelines.motionfollower.pipeline import MotionFollowerPipeline
 from animatediff.pipelines.motionfollower.schedule import build_scheduler
 from animatediff.project import located, weights_guide
 
 _TRANSFORMERS = ("model", "pytorch_model")
-_POSE_WIDTHS = ("conv_in.weight", "blocks.1.weight", "blocks.3.weight", "blocks.5.weight")
+_FIRST_POSE_WIDTH, _LAST_POSE_WIDTH = "conv_in.weight", "conv_out.weight"
 
 
 @dataclass
@@ -90,7 +90,7 @@ def load_motionfollower(
     for model in models:
         nn.Module.to(model, dtype)
     load_original_networks(networks, states, pose, sources, files.pose_controller_path)
-    vae, image_encoder = load_encoders(files, networks.unet.config.cross_attention_dim, dtype)
+    vae, image_encoder = load_encoders(files, networks, dtype)
     second = _estimator(config, states[: -1 if files.unet_path else None], dtype) if estimator == "base" else None
     for model in models:
         model.requires_grad_(False).eval()
@@ -106,9 +106,9 @@ def load_motionfollower(
 
 
 def load_encoders(
-    files: MotionFollowerFiles, embedding_width: int, dtype: torch.dtype
+    files: MotionFollowerFiles, networks: Networks, dtype: torch.dtype
 ) -> tuple[AutoencoderKL, CLIPVisionModelWithProjection]:
-    """The VAE and the image encoder, frozen. UserError where the UNet, which takes `embedding_width`, does not fit."""
+    """The VAE and the image encoder, frozen. UserError where they do not fit `networks`."""
     vae, image_encoder = empty_encoders(files)
     for model in (vae, image_encoder):
         nn.Module.to(model, dtype)
@@ -117,7 +117,7 @@ def load_encoders(
     source, state = read_component(Path(files.pretrained_model_path) / "image_encoder", *_TRANSFORMERS)
     state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
     load_exactly(image_encoder, state, source, expected="a CLIP vision encoder with projection")
-    _check_fit(embedding_width, vae, image_encoder)
+    _check_fit(networks, vae, image_encoder)
     for model in (vae, image_encoder):
         model.requires_grad_(False).eval()
     return vae, image_encoder
@@ -147,21 +147,29 @@ def _vae_folder(files: MotionFollowerFiles) -> Path:
 def pose_widths(state: Mapping[str, object], source: str) -> tuple[int, ...]:
     """The pose controller's widths, told by its file."""
     tensors = unwrap(state, source)
-    missing = [key for key in _POSE_WIDTHS if key not in tensors]
+    halvings = sum(key.startswith("blocks.") and key.endswith(".weight") for key in tensors) // 2
+    keys = [_FIRST_POSE_WIDTH, *(f"blocks.{2 * i + 1}.weight" for i in range(halvings))]
+    missing = [key for key in (*keys, _LAST_POSE_WIDTH) if key not in tensors]
     if missing:
         raise UserError(
             f"{source} lacks {missing[0]}, expected a pose controller (poctr.pth) as pose_controller_path; it looks "
             f"like {describe_contents(tensors)}"
         )
-    return tuple(tensors[key].shape[0] for key in _POSE_WIDTHS)
+    return tuple(tensors[key].shape[0] for key in keys)
 
 
-def _check_fit(expected: int, vae: AutoencoderKL, image_encoder: CLIPVisionModelWithProjection) -> None:
+def _check_fit(networks: Networks, vae: AutoencoderKL, image_encoder: CLIPVisionModelWithProjection) -> None:
     """UserError where parts of different models were put together."""
+    config = networks.unet.config
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
-    if scale != PIXELS_PER_LATENT:
-        raise UserError(f"the VAE has {scale} pixels a latent, expected {PIXELS_PER_LATENT}, as both controllers have")
-    width = image_encoder.config.projection_dim
+    controllers = networks.pixels_per_latent
+    if scale != controllers:
+        raise UserError(f"the VAE has {scale} pixels a latent, expected {controllers}, as both controllers have")
+    if vae.config.latent_channels != config.in_channels:
+        raise UserError(
+            f"the VAE has {vae.config.latent_channels} channels, the UNet {config.in_channels}; they do not fit"
+        )
+    width, expected = image_encoder.config.projection_dim, config.cross_attention_dim
     if width != expected:
         raise UserError(f"the image encoder gives {width} numbers a frame, the UNet takes {expected}; files do not fit")
 

@@ -53,6 +53,7 @@ class MotionFollowerSettings:
     guidance_strength: float = option(4.0, "of the score guidance; 0 is none", least=0, most=100)
     camera: bool = option(False, "for moving cameras: late steps look at the source's background")
     pose_scale: float = option(1.0, "weight of the skeletons", least=0, most=10)
+    appearance_scale: float = option(1.0, "weight of the source's frames; 0 leaves them out", least=0, most=10)
     regions: str = option("published", "which background regions body and overlap act in", choices=REGIONS)
     foreground: float = option(4.0, "weight of the person's term", least=0, most=1000)
     body: float = option(6.0, "weight of the body term", least=0, most=1000)
@@ -299,6 +300,7 @@ def options_of(pipe: MotionFollowerPipeline, settings: MotionFollowerSettings) -
         estimator = Networks(pipe.estimator, pipe.pose_controller, pipe.appearance_controller)
     return Options(
         pose_scale=settings.pose_scale,
+        appearance_scale=settings.appearance_scale,
         regions=settings.regions,
         weights=TermWeights(settings.foreground, settings.body, settings.overlap, settings.complement),
         step_scaling=settings.step_scaling,

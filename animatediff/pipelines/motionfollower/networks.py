@@ -6,7 +6,6 @@ the source frames to its down blocks. Cross-attention sees one token per frame, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,18 +26,18 @@ from animatediff.models.unet import VideoUNet, build_unet
 from animatediff.models.weight_files import StateDict
 
 Features = list[torch.Tensor]
-PIXELS_PER_LATENT = 8  # of both controllers and of the VAE
+PIXELS_PER_LATENT = 8  # of both published controllers and of their VAE
 _ADAPTER_PREFIX = "appearance_adapter."
 
 
 class PoseController(ControlNetConditioningEmbedding, ModelMixin, ConfigMixin):
-    """diffusers' condition embedding as a model of its own: skeletons (f 3 H W) in [0, 1] -> (f c H/8 W/8)."""
+    """diffusers' condition embedding as a model of its own: skeletons (f 3 H W) in [0, 1] -> (f c h w).
+
+    Each width after the first halves the size: the published four give 1/8.
+    """
 
     @register_to_config
     def __init__(self, out_channels: int = 320, channels: Sequence[int] = (16, 32, 96, 256)) -> None:
-        """UserError where the number of `channels` does not give 1/8."""
-        if len(channels) != 1 + round(math.log2(PIXELS_PER_LATENT)):
-            raise UserError(f"the pose controller has widths {tuple(channels)}, expected four of them, which give 1/8")
         super().__init__(out_channels, 3, tuple(channels))
 
 
@@ -50,16 +49,25 @@ class Networks:
     pose_controller: PoseController
     appearance_controller: T2IAdapter
 
+    @property
+    def pixels_per_latent(self) -> int:
+        """Of both controllers."""
+        return self.appearance_controller.config.downscale_factor
+
 
 def build_networks(config: Mapping[str, Any], pose_channels: Sequence[int] = (16, 32, 96, 256)) -> Networks:
     """Fresh networks from an SD1.5-style 2D UNet config (see `build_unet`) and the pose controller's widths.
 
-    The UNet has motion modules in the middle too (the layout of AnimateDiff's mm_sd_v15_v2). Weights do not ask for
-    gradients.
+    The UNet has motion modules in the middle too (the layout of AnimateDiff's mm_sd_v15_v2). Both controllers give as
+    many pixels to a latent as the number of widths says. Weights do not ask for gradients.
     """
     unet = build_unet(config, motion_in_middle=True)
     widths = list(unet.config.block_out_channels)
-    networks = Networks(unet, build_pose_controller(widths[0], pose_channels), build_appearance_controller(widths))
+    networks = Networks(
+        unet,
+        build_pose_controller(widths[0], pose_channels),
+        build_appearance_controller(widths, 2 ** (len(pose_channels) - 1)),
+    )
     for network in (networks.unet, networks.pose_controller, networks.appearance_controller):
         network.requires_grad_(False).eval()
     return networks
@@ -73,9 +81,9 @@ def build_pose_controller(out_channels: int, channels: Sequence[int] = (16, 32, 
     return PoseController(out_channels, tuple(channels))
 
 
-def build_appearance_controller(channels: Sequence[int]) -> T2IAdapter:
+def build_appearance_controller(channels: Sequence[int], pixels_per_latent: int = PIXELS_PER_LATENT) -> T2IAdapter:
     """A fresh appearance controller: frames (f 3 H W) in [-1, 1] -> features of the given widths at 1/8, 1/16, ..."""
-    return T2IAdapter(3, list(channels), num_res_blocks=2, downscale_factor=PIXELS_PER_LATENT)
+    return T2IAdapter(3, list(channels), num_res_blocks=2, downscale_factor=pixels_per_latent)
 
 
 def load_original_networks(

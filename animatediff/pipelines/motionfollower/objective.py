@@ -75,10 +75,17 @@ def training_velocity(
 
 
 def velocity_error(
-    predicted: torch.Tensor, target: torch.Tensor, timesteps: torch.Tensor, snr_gamma: float = SNR_GAMMA
+    predicted: torch.Tensor,
+    target: torch.Tensor,
+    timesteps: torch.Tensor,
+    snr_gamma: float = SNR_GAMMA,
+    importance: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
-    """The weighted mean squared error of velocities (b 4 f h w): a float32 scalar."""
-    error = (predicted.float() - target.float()).square().mean(dim=(1, 2, 3, 4))  # b
+    """The weighted mean squared error of velocities (b 4 f h w): a float32 scalar.
+
+    importance: a further weight of every element, of a shape that broadcasts to theirs.
+    """
+    error = (importance * (predicted.float() - target.float()).square()).mean(dim=(1, 2, 3, 4))  # b
     return (snr_weight(timesteps, snr_gamma) * error).mean()
 
 

@@ -72,7 +72,7 @@ class MotionFollowerPipeline(VideoPipeline):
     @property
     def size_multiple(self) -> int:
         """What height and width in pixels must be multiples of."""
-        return SIZE_MULTIPLE
+        return 2 * self.vae_scale_factor
 
     @property
     def networks(self) -> Networks:
@@ -133,9 +133,11 @@ class MotionFollowerPipeline(VideoPipeline):
             target_poses=resized(target_poses, height, width) / 255,
             source_masks=binary(source_masks, height, width),
             target_masks=binary(target_masks, height, width),
+            appearance_scale=options.appearance_scale,
         )
         if latents is None:
-            shape = (1, 4, len(source_frames), height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+            scale, channels = self.vae_scale_factor, self.unet.config.in_channels
+            shape = (1, channels, len(source_frames), height // scale, width // scale)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
             if noise == "freenoise":
                 latents = free_noise(latents, options.window, options.overlap, generator)

@@ -15,7 +15,6 @@ from animatediff.data.latents import LatentEncoder
 from animatediff.errors import UserError
 from animatediff.pipelines.motionfollower import validation
 from animatediff.pipelines.motionfollower.loading import load_encoders, weight_files
-from animatediff.pipelines.motionfollower.networks import PIXELS_PER_LATENT
 from animatediff.pipelines.motionfollower.objective import drop_embeds, noised, offset_noise, velocity_error
 from animatediff.pipelines.motionfollower.training_data import (
     Batch,
@@ -52,9 +51,7 @@ class Objective:
         self.config, self.accelerator = config, accelerator
         self.keys = keys_of_run(config)
         networks = load_stage(self.keys, config.seed)
-        self.vae, image_encoder = load_encoders(
-            self.keys.weights, networks.unet.config.cross_attention_dim, torch.float32
-        )
+        self.vae, image_encoder = load_encoders(self.keys.weights, networks, torch.float32)
         self.vae.to(accelerator.device)
         image_encoder.to(accelerator.device)
         cache = VideoCache(self.keys.data, LatentEncoder(self.vae), image_encoder)
@@ -69,7 +66,11 @@ class Objective:
         self.networks = networks
         self.module = learned_part(self.network)
         self.rule = SampleRule(
-            config.seed, self.keys.data, self.vae.config.latent_channels, self.keys.image_share, PIXELS_PER_LATENT
+            config.seed,
+            self.keys.data,
+            self.vae.config.latent_channels,
+            self.keys.image_share,
+            networks.pixels_per_latent,
         )
         self.architecture = {"stage": self.keys.stage, "widths": list(networks.unet.config.block_out_channels)}
         self.fingerprint, self.problems = self.data.fingerprint, self.data.problems

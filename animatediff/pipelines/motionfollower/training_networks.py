@@ -101,20 +101,21 @@ def load_stage(keys: MotionFollowerKeys, seed: int) -> Networks:
         path = files.motion_module_path
         states.append(read_own(path) if path else _fresh_motion(config))
         sources.append(path or "fresh motion modules")
-    if files.unet_path:
-        state = read_own(files.unet_path)
-        if keys.stage == IMAGES:
-            state = {key: value for key, value in state.items() if _MOTION not in key}
-        states.append(state)
-    else:
-        states.append(original_controller_state(build_appearance_controller(config["block_out_channels"])))
-    sources.append(files.unet_path or "a fresh appearance controller")
     path, widths = files.pose_controller_path, tuple(keys.pose_channels)
     if path:
         pose = read_own(path)
         widths = pose_widths(pose, path)
     else:
         pose = dict(build_pose_controller(config["block_out_channels"][0], widths).state_dict())
+    if files.unet_path:
+        state = read_own(files.unet_path)
+        if keys.stage == IMAGES:
+            state = {key: value for key, value in state.items() if _MOTION not in key}
+        states.append(state)
+    else:
+        fresh = build_appearance_controller(config["block_out_channels"], 2 ** (len(widths) - 1))
+        states.append(original_controller_state(fresh))
+    sources.append(files.unet_path or "a fresh appearance controller")
     networks = empty_networks(keys.stage, config, widths)
     load_original_networks(networks, states, pose, sources, path or "a fresh pose controller")
     return networks
