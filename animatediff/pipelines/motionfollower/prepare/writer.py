@@ -101,7 +101,8 @@ def write_sequence(folder: str | Path, frames: np.ndarray) -> None:
 def write_keypoints(path: str | Path, keypoints: Mapping[str, np.ndarray]) -> None:
     """Write named keypoints, each (f 60 3), as one .npz."""
     with atomic_path(path) as part, open(part, "wb") as file:
-        np.savez_compressed(file, **{name: np.asarray(found, np.float32) for name, found in keypoints.items()})
+        arrays: dict[str, Any] = {name: np.asarray(found, np.float32) for name, found in keypoints.items()}
+        np.savez_compressed(file, **arrays)
 
 
 def read_keypoints(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
