@@ -46,7 +46,7 @@ class PeopleConfig:
     vision: StageConfig = field(default_factory=lambda: StageConfig(350, 64, 8e-3))
     decoder: StageConfig = field(default_factory=lambda: StageConfig(400, 2, 1.5e-3))
     images: StageConfig = field(default_factory=lambda: StageConfig(2200, 12, 3e-3))
-    clips: StageConfig = field(default_factory=lambda: StageConfig(320, 1, 3e-3))
+    clips: StageConfig = field(default_factory=lambda: StageConfig(420, 1, 3e-3))
 
 
 def make_people(config: PeopleConfig) -> None:
