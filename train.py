@@ -1,4 +1,4 @@
-"""Adapt a frozen video backbone to motion transfer: the whole loop, of any method that has an objective.
+"""Train what a method of motion transfer learns: the whole loop, of any method that has an objective.
 
     accelerate launch train.py --config configs/training/sd15.yaml
     python train.py --config configs/training/miniature.yaml learning_rate=5e-4

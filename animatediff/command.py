@@ -16,12 +16,15 @@ from animatediff.project import PROGRAMS, PROJECT
 
 COMMANDS = {  # word -> (the module or program that holds its `main`, what it does)
     "infer": (PROGRAMS["infer"], "make videos: the motion of a clip, the content of a sentence"),
+    "demo": ("animatediff.apps.page.command", "the same on a web page"),
     "train": (PROGRAMS["train"], "train a method's adapter"),
     "evaluate": ("animatediff.evaluation.command", "measure outputs: table, JSON, CSV, HTML report"),
     "pairs": ("animatediff.curation.pairs", "make, filter and show training pairs"),
+    "prepare": ("animatediff.pipelines.motionfollower.prepare.command", "two clips to skeletons, alignment and masks"),
     "download": ("animatediff.hub_download", "fetch published weights"),
     "convert": ("animatediff.pipelines.efficientmt.convert", "a published adapter to a folder, and back"),
     "benchmark": ("animatediff.benchmarks.command", "speed and memory as ratios, side by side"),
+    "export": ("animatediff.apps.export", "the folder that ComfyUI takes, or a hub Space"),
 }
 
 

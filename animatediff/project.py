@@ -17,12 +17,15 @@ INSTALLED = _PACKAGE / "share"  # where a wheel puts configs/, models/miniature 
 PROJECT = INSTALLED if INSTALLED.is_dir() else _PACKAGE.parent
 PROGRAMS = {  # word after `efficientmt` -> the same command as a program of the checkout
     "infer": "inference.py",
+    "demo": "scripts/demo.py",
     "train": "train.py",
     "evaluate": "scripts/evaluate.py",
     "pairs": "scripts/make_pairs.py",
+    "prepare": "scripts/prepare.py",
     "download": "scripts/download_models.py",
     "convert": "scripts/convert_checkpoint.py",
     "benchmark": "scripts/benchmark.py",
+    "export": "scripts/export.py",
 }
 
 

@@ -6,6 +6,7 @@
     python scripts/make_miniature.py vae.steps=10         any key of configs/training/miniature_base.yaml
     python scripts/make_miniature.py start=models/miniature work=runs/more   the motion stage alone, from there on
     python scripts/make_miniature.py --dit                models/miniature_dit, by configs/training/miniature_dit.yaml
+    python scripts/make_miniature.py --people             models/miniature_people, by miniature_people.yaml beside it
 
 The adapter is trained afterwards, by train.py with configs/training/miniature.yaml.
 """
@@ -45,6 +46,9 @@ from animatediff.miniature.base import (
 from animatediff.miniature.export import export_base
 from animatediff.miniature.heldout import bundled_jobs, write_jobs
 from animatediff.miniature.loop import rank
+from animatediff.miniature.people import stages as people_stages
+from animatediff.miniature.people.heldout import bundled_jobs as bundled_edits
+from animatediff.miniature.people.heldout import write_jobs as write_edits
 from animatediff.miniature.stages import StageConfig, camera_chances, once, save_model, wait
 from animatediff.miniature.text import build_text_encoder, build_tokenizer, encode_text, tokenize
 from animatediff.miniature.world import make_clip, sample_content
@@ -53,7 +57,7 @@ from animatediff.pipelines.backbones.sd15 import Components, load_components
 from animatediff.pipelines.efficientmt.loading import EfficientMTFiles
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "training"
-CONFIG, DIT_CONFIG = CONFIGS / "miniature_base.yaml", CONFIGS / "miniature_dit.yaml"
+CONFIG, DIT_CONFIG, PEOPLE_CONFIG = (CONFIGS / f"miniature_{name}.yaml" for name in ("base", "dit", "people"))
 STAGES = ("clips.npy", "vae", "latents.pt", "text_encoder", "unet", "video")
 STAGES_ON = ("latents.pt", "video")  # of a run that goes on from a model made before
 
@@ -89,17 +93,26 @@ class MiniatureConfig:
 def main() -> int:
     """Read the command and run every stage that is not done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dit", action="store_true", help="make the video transformer of models/miniature_dit")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--dit", action="store_true", help="make the video transformer of models/miniature_dit")
+    other.add_argument("--people", action="store_true", help="make MotionFollower's models/miniature_people")
     parser.add_argument("--config", help="YAML file; by default the one in configs/training")
-    parser.add_argument("--references", action="store_true", help="only render the bundled clips in assets/")
+    parser.add_argument(
+        "--references", action="store_true", help="only render the bundled clips in assets/, or those of --people"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and which stages are done")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the config")
     arguments = parser.parse_intermixed_args()
+    if arguments.references and arguments.people:
+        print(f"the bundled edits are in {write_edits('assets/people', bundled_edits(), 'assets/people_jobs.jsonl')}")
+        return 0
     if arguments.references:
         print(f"the bundled jobs are in {write_jobs('assets/references', bundled_jobs(), listing='assets/jobs.jsonl')}")
         return 0
     if arguments.dit:
         return _main_dit(arguments)
+    if arguments.people:
+        return _main_people(arguments)
     config = load_config(MiniatureConfig, arguments.config or CONFIG, arguments.overrides)
     if config.latents > config.clips:
         raise UserError(f"latents is {config.latents}, expected 1 to clips ({config.clips})")
@@ -120,6 +133,16 @@ def _main_dit(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _main_people(arguments: argparse.Namespace) -> int:
+    config = load_config(people_stages.PeopleConfig, arguments.config or PEOPLE_CONFIG, arguments.overrides)
+    if arguments.dry_run:
+        _print_plan(config, people_stages.STAGES)
+        return 0
+    _run(lambda: people_stages.make_people(config))
+    print(f"MotionFollower's miniature is in {config.output}")
+    return 0
+
+
 def _run(stages: Callable[[], None]) -> None:
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
@@ -128,7 +151,9 @@ def _run(stages: Callable[[], None]) -> None:
         dist.destroy_process_group()
 
 
-def _print_plan(config: MiniatureConfig | dit_stages.DitConfig, stages: Sequence[str]) -> None:
+def _print_plan(
+    config: MiniatureConfig | dit_stages.DitConfig | people_stages.PeopleConfig, stages: Sequence[str]
+) -> None:
     done = (f"{'done' if (Path(config.work) / name).exists() else 'to do':6} {name}" for name in stages)
     print(to_yaml(config) + "\n".join(done))
 

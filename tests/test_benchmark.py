@@ -16,6 +16,7 @@ from animatediff.benchmarks import (
     ditflow,
     guidance,
     memory,
+    motionfollower,
     phases,
     reading,
     report,
@@ -27,6 +28,8 @@ from animatediff.benchmarks.timing import interleave, isolated, summarise
 from animatediff.errors import UserError
 from animatediff.models import Adapter, EfficientMT, build_unet
 from animatediff.pipelines.ditflow import attention_motion_flow
+from animatediff.pipelines.motionfollower import predict
+from animatediff.pipelines.motionfollower.attention import record_background
 
 TINY = Setup(scale="tiny", frames=2, height=64, width=64, rounds=1)
 
@@ -258,3 +261,32 @@ def test_a_head_s_map_over_all_tokens_is_the_flow_of_the_product_of_all():
     assert torch.allclose(
         ditflow.per_head_flow(query, key, (2, 3, 4), 2.0), attention_motion_flow(query, key, 2, 3, 4), atol=1e-5
     )
+
+
+def test_the_published_form_of_motionfollower_s_guided_step_gives_the_same_latents():
+    setup = Setup(scale="tiny", frames=2, height=64, width=64, rounds=1)
+    result = motionfollower.motionfollower_times(setup)
+    assert list(result["time"]) == list(motionfollower.STEPS)
+    assert result["difference"].keys() == set(motionfollower.STEPS) - {"plain"}
+    assert all(0 <= difference < 1e-5 for difference in result["difference"].values())
+    sizes = {name: {"start": 1, "weights": 2, "peak": 4} for name in motionfollower.STEPS}
+    result["memory"] = memory.compare_memory(sizes, "published")
+    rows = list(report.rows_of("motionfollower", result))
+    assert [row.goal for row in rows] == [None, None, 0.6, None, None, 0.5, 0.5, None, None, None]
+    networks = motionfollower.random_networks(setup)
+    ways = motionfollower.build_steps(networks, setup, motionfollower.REPEATED, strength=0.01)
+    for found, published in zip(ways["ours"](), ways["published"](), strict=True):
+        assert ((found - published).norm() / published.norm()).item() < 1e-5
+    guided, plain = ways["ours"]()[0], ways["plain"]()[0]
+    assert ((guided - plain).norm() / plain.norm()).item() > 1e-2, "it was not repeated"
+
+
+def test_camera_mode_keeps_keys_and_values_of_one_step():
+    setup = Setup(scale="tiny", frames=2, height=64, width=64)
+    networks = motionfollower.random_networks(setup)
+    inputs = motionfollower.random_inputs(networks, setup)
+    with torch.no_grad(), record_background(networks.unet) as background:
+        embeds = inputs.conditions.embeds
+        predict(networks, inputs.reference, 500, embeds, inputs.conditions.source_pose, inputs.conditions.appearance)
+    size = sum(value.numel() * value.element_size() for value in background.values())
+    assert motionfollower.kept(networks, setup) == {"ours": size, "published": 30 * size}

@@ -8,9 +8,10 @@ Parts: step (a guided sampling step with and without reference, and diffusers' n
 the published two), phases (where a transfer's time goes), commands (ten prompts in one run of inference.py against ten
 runs), reading (16 frames of a one-hour clip and of 1,000 short ones), training (a training step), motionclone (its
 guided step), ditflow (its guided step against the published form, on CogVideoX-2b's widths with fewer blocks; 24 frames
-of 352x240 where nothing else is said). Times are medians over interleaved rounds; ratios are taken round by round. On a
-CPU ratios are of processor time, which other programs disturb least, and the first five parts are meant to take 8
-minutes at most on two cores with nothing else to do. The table is printed; the JSON holds everything.
+of 352x240 where nothing else is said), motionfollower (its guided step against the published form; 8 frames). Times are
+medians over interleaved rounds; ratios are taken round by round. On a CPU ratios are of processor time, which other
+programs disturb least, and the first five parts are meant to take 8 minutes at most on two cores with nothing else to
+do. The table is printed; the JSON holds everything.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from animatediff.benchmarks.commands import measure_commands
 from animatediff.benchmarks.ditflow import measure_ditflow
 from animatediff.benchmarks.guidance import measure_guidance
 from animatediff.benchmarks.memory import measure_memory
+from animatediff.benchmarks.motionfollower import measure_motionfollower, motionfollower_setup
 from animatediff.benchmarks.networks import SCALES, Setup
 from animatediff.benchmarks.phases import measure_phases
 from animatediff.benchmarks.reading import measure_reading
@@ -54,8 +56,9 @@ SHARES = {
     "training": 0.15,
     "motionclone": 0.15,
     "ditflow": 0.15,
+    "motionfollower": 0.15,
 }
-WITH_GRADIENTS = ("training", "motionclone", "ditflow")
+WITH_GRADIENTS = ("training", "motionclone", "ditflow", "motionfollower")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,6 +101,7 @@ def measure(part: str, setup: Setup, options: argparse.Namespace) -> dict[str, A
         "training": lambda: measure_training(setup),
         "motionclone": lambda: measure_guidance(setup),
         "ditflow": lambda: measure_ditflow(ditflow_setup(setup, options)),
+        "motionfollower": lambda: measure_motionfollower(motionfollower_setup(setup, options.frames)),
     }
     return parts[part]()
 
@@ -154,7 +158,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default="", help=f"comma-separated parts of {', '.join(SHARES)} (default: see above)")
     parser.add_argument("--scale", default="sd15", choices=sorted(SCALES), help="shapes of the weights")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--frames", type=positive, help="of a clip (default 16; ditflow 24)")
+    parser.add_argument("--frames", type=positive, help="of a clip (default 16; ditflow 24, motionfollower 8)")
     parser.add_argument("--height", type=positive, help="of a clip in pixels (default 128 on a CPU, 512 on CUDA)")
     parser.add_argument("--width", type=positive, help="likewise")
     parser.add_argument("--rounds", type=positive, help="measurements of each variant (default 3 on a CPU, 20 on CUDA)")

@@ -138,6 +138,23 @@ def _ditflow_rows(result: dict[str, Any]) -> Iterator[Row]:
     yield Row("ditflow", f"largest difference of latents, at {result['tokens']} tokens", f"{largest:.1e}")
 
 
+def _motionfollower_rows(result: dict[str, Any]) -> Iterator[Row]:
+    words = {
+        "published": f"the published form of guided step {result['step']}",
+        "ours, checkpointed": "MotionFollower's guided step, gradient checkpointing",
+        "ours": "MotionFollower's guided step",
+        "plain": "the same step without score guidance",
+    }
+    for name, values in result["time"].items():
+        yield _timed("motionfollower", words[name], values, 0.6 if name == "ours" else None)
+    yield from _compared("motionfollower", result["memory"], words, {"ours": 0.5, "ours, checkpointed": 0.5})
+    camera = result["camera"]
+    figure = f"{camera['ours'] / GIB:.3f} GiB against {camera['published'] / GIB:.3f} GiB"
+    yield Row("motionfollower", "keys and values kept in camera mode", figure)
+    largest = max(result["difference"].values())
+    yield Row("motionfollower", "largest relative difference of latents", f"{largest:.1e}")
+
+
 READERS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "step": _step_rows,
     "memory": _memory_rows,
@@ -147,6 +164,7 @@ READERS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
     "training": _training_rows,
     "motionclone": _guidance_rows,
     "ditflow": _ditflow_rows,
+    "motionfollower": _motionfollower_rows,
 }
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -33,13 +33,11 @@ Job = TypeVar("Job")
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """The frozen VAE and text encoder, one clip or one caption at a time, so that no result depends on its batch."""
+class LatentEncoder:
+    """The frozen VAE, one clip at a time, so that no result depends on its batch."""
 
     vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    chunk_size: int = 16  # frames in the VAE at once
+    chunk_size: int = field(default=16, kw_only=True)  # frames in the VAE at once
 
     @torch.no_grad()
     def moments(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -50,12 +48,6 @@ class Encoder:
             parts.append(torch.stack([posterior.mean, posterior.std]).float())
         return rearrange(torch.cat(parts, dim=1), "moment f c h w -> moment c f h w").contiguous()
 
-    @torch.no_grad()
-    def text(self, caption: str) -> torch.Tensor:
-        """The embedding of a caption, float32 (tokens dim); cut at the encoder's length."""
-        tokens = torch.tensor([self._tokens(caption)], device=self.text_encoder.device)
-        return self.text_encoder(tokens)[0][0].float()
-
     def latents(self, moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """A scaled sample of the posterior (b c f h w): moments (b 2 c f h w), standard normal noise (b c f h w)."""
         mean, deviation = moments.unbind(1)
@@ -63,19 +55,33 @@ class Encoder:
 
     @cached_property
     def vae_hash(self) -> str:
-        return _weights_hash(self.vae)
+        return weights_hash(self.vae)
+
+
+@dataclass(frozen=True)
+class Encoder(LatentEncoder):
+    """The frozen VAE and text encoder, one clip or one caption at a time."""
+
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+
+    @torch.no_grad()
+    def text(self, caption: str) -> torch.Tensor:
+        """The embedding of a caption, float32 (tokens dim); cut at the encoder's length."""
+        tokens = torch.tensor([self._tokens(caption)], device=self.text_encoder.device)
+        return self.text_encoder(tokens)[0][0].float()
 
     @cached_property
     def text_hash(self) -> str:
-        return _weights_hash(self.text_encoder)
+        return weights_hash(self.text_encoder)
 
     def clip_key(self, clip: TrainingClip, shape: ClipShape) -> str:
         """The cache's name for a clip's moments."""
-        return _hash("moments", clip.content_hash, json.dumps(asdict(shape)), self.vae_hash)
+        return name_of("moments", clip.content_hash, json.dumps(asdict(shape)), self.vae_hash)
 
     def caption_key(self, caption: str) -> str:
         """The cache's name for a caption's embedding."""
-        return _hash("text", json.dumps(self._tokens(caption)), self.text_hash)
+        return name_of("text", json.dumps(self._tokens(caption)), self.text_hash)
 
     def _tokens(self, caption: str) -> list[int]:
         length = self.tokenizer.model_max_length
@@ -98,6 +104,10 @@ class ShardCache:
         """The tensor under `key`; KeyError where there is none."""
         return self._places[key].get_tensor(key)
 
+    def read_rows(self, key: str, start: int, stop: int) -> torch.Tensor:
+        """Rows start .. stop - 1 of the tensor under `key`, the others unread."""
+        return self._places[key].get_slice(key)[start:stop]
+
     def refresh(self) -> None:
         """Take in shards written since. A damaged one is deleted with a line that says so: it can be made again."""
         for path in sorted(self.folder.glob("*.safetensors")):
@@ -115,7 +125,7 @@ class ShardCache:
 
     def write(self, entries: dict[str, torch.Tensor]) -> None:
         """Add a shard of `entries`, whole or not at all. UserError where it cannot be written (disk full)."""
-        name = _hash(*sorted(entries))[:24]
+        name = name_of(*sorted(entries))[:24]
         with atomic_path(self.folder / f"{name}.safetensors") as part:
             try:
                 save_file({key: value.cpu().contiguous() for key, value in entries.items()}, part)
@@ -249,7 +259,8 @@ def _fill(
     cache.refresh()
 
 
-def _weights_hash(module: nn.Module) -> str:
+def weights_hash(module: nn.Module) -> str:
+    """Of a network's class and weights."""
     digest = hashlib.sha256(type(module).__name__.encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
@@ -257,5 +268,6 @@ def _weights_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _hash(*parts: str) -> str:
+def name_of(*parts: str) -> str:
+    """The cache's name for what was made from `parts`."""
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -110,7 +110,18 @@ def folder_groups(root: str | Path) -> list[Group]:
     return [Group(name, tuple(group_clips)) for name, group_clips in members.items()]
 
 
-def split_groups(groups: Sequence[Group], validation_share: float, seed: int) -> tuple[list[Group], list[Group]]:
+class Named(Protocol):
+    """What is split by its name."""
+
+    @property
+    def name(self) -> str:
+        """Different from all others'."""
+
+
+Part = TypeVar("Part", bound=Named)
+
+
+def split_groups(groups: Sequence[Part], validation_share: float, seed: int) -> tuple[list[Part], list[Part]]:
     """(training, validation) groups. A group's side depends on its name and `seed`, as far as the counts allow.
 
     With a share above 0 and two groups or more, both sides get at least one.

@@ -7,6 +7,7 @@ python scripts/evaluate.py --frames DAVIS/JPEGImages/480p --prompts prompts.txt 
                                                                      a benchmark as jobs for inference.py --jobs
 python scripts/evaluate.py --write-miniature runs/miniature          the miniature's references and jobs
 python scripts/evaluate.py --write-miniature-dit runs/miniature_dit_jobs   those of models/miniature_dit
+python scripts/evaluate.py --write-miniature-people runs/people            those of models/miniature_people
 
 Exit status: 0 everything measured, 1 something could not be (named at the end), 2 a mistake in the command.
 """
@@ -30,6 +31,7 @@ from animatediff.evaluation.sources import Item, benchmark_jobs, find_items, mis
 from animatediff.evaluation.tables import Summary, problem_lines, summarise, to_csv, to_json, to_markdown
 from animatediff.files import check_writable, is_there, write_json, write_jsonl, write_text
 from animatediff.miniature.measure import write_benchmark
+from animatediff.miniature.people.measure import write_benchmark as write_people_benchmark
 from animatediff.miniature.video_autoencoder import FRAMES
 from animatediff.project import as_called, locate
 
@@ -48,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.write_miniature_dit:
         print("written:", *write_benchmark(options.write_miniature_dit, frames=FRAMES, anchored=False))
+        return 0
+    if options.write_miniature_people:
+        print("written:", *write_people_benchmark(options.write_miniature_people))
         return 0
     out = check_writable(options.out, "--out")
     overrides = [text for text in options.paths if "=" in text and not is_there(text)]
@@ -147,4 +152,5 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--write-miniature", metavar="FOLDER", help="render the miniature's references, jobs and upper bound, and stop"
     )
     benchmark.add_argument("--write-miniature-dit", metavar="FOLDER", help="the same for models/miniature_dit")
+    benchmark.add_argument("--write-miniature-people", metavar="FOLDER", help="the same for models/miniature_people")
     return parser.parse_intermixed_args(arguments)

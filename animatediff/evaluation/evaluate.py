@@ -46,7 +46,7 @@ class EvaluationConfig:
     compat: str | None = option(
         None, "ditflow: also report motion fidelity as that published script computes it", choices=("ditflow",)
     )
-    measures: list[str] = option([], "further ones by name: miniature")
+    measures: list[str] = option([], "further ones by name: miniature, people")
     device: str = option("auto", "where the models run")
     references: str | None = option(None, "a folder where references are looked for too")
     jobs: str | None = option(None, "JSON Lines of the jobs that every method should have done")

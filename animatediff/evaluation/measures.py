@@ -173,6 +173,7 @@ class Cost:
 # Further measures by name: module and the name in it of a Measure, imported only when asked for.
 PLUGINS = {
     "miniature": "animatediff.miniature.measure:MEASURE",
+    "people": "animatediff.miniature.people.measure:MEASURE",
     "weight_free": "animatediff.miniature.words:MEASURE",
 }
 

@@ -1,5 +1,6 @@
 """The door for files: text becomes a path, JSON is read with expected types, what is written is whole or not there."""
 
+from animatediff.files.hashing import content_hash
 from animatediff.files.parts import final_path, remove_stale_parts
 from animatediff.files.paths import check_readable, check_writable, is_file, is_folder, is_there, to_path, to_text
 from animatediff.files.reading import (
@@ -34,6 +35,7 @@ __all__ = [
     "check_readable",
     "check_value",
     "check_writable",
+    "content_hash",
     "final_path",
     "is_file",
     "is_folder",

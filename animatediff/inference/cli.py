@@ -24,7 +24,7 @@ from animatediff.inference.jobs import ALREADY_DONE, DONE, FAILED, TO_DO, Job, p
 from animatediff.inference.outputs import write
 from animatediff.inference.run import missing_weights, read_run, reference_key, resolved_dtype, run_of, weight_files
 from animatediff.pipelines import METHODS
-from animatediff.pipelines.method import UNTRAINED, Run, attribute
+from animatediff.pipelines.method import UNTRAINED, Preparing, Run, attribute
 from animatediff.project import PROJECT, locate
 
 DEFAULT_CONFIG = "configs/inference/default.yaml"
@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None, description: str | None = None)
         raise UserError(jobs[0].note)
     settled = [job for job in jobs if job.status != TO_DO]
     todo = share([job for job in jobs if job.status == TO_DO], state.process_index, state.num_processes)
-    mine = make_all(Engine(run, references=1), todo, keep_going=bool(options.jobs))
+    engine = Engine(run, references=1)
+    engine.preparing = Preparing(say=tqdm.write, make_environment=True)
+    mine = make_all(engine, todo, keep_going=bool(options.jobs))
     ended = settled + processes.gather(mine)
     if state.is_main_process:
         if options.jobs:
@@ -131,6 +133,10 @@ def dry_run(run: Run, jobs: list[Job]) -> int:
             print(f"present  {file.what}: {file.path}")
     for path in dict.fromkeys(Path(job.run.ref_video_path) for job in jobs if job.run.ref_video_path):
         print(f"{'present' if is_there(path) else 'MISSING':8} reference: {path}")
+    for job in jobs:
+        said = attribute(METHODS[job.run.method], "preparation", lambda _: None)(job.run)
+        if said and job.status != FAILED:
+            print(said)
     for job in jobs:
         print(f"{'BAD' if job.status == FAILED else job.status:8} {job.label}: {job.note or job.output}")
     return 1 if missing or any(job.status == FAILED for job in jobs) else 0

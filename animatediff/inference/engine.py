@@ -24,6 +24,7 @@ from animatediff.inference.run import (
     completed,
     lay_over,
     missing_weights,
+    recipe,
     reference_key,
     resolved_dtype,
     run_of,
@@ -31,7 +32,8 @@ from animatediff.inference.run import (
 )
 from animatediff.memory import peak_memory
 from animatediff.pipelines import METHODS
-from animatediff.pipelines.method import Made, OnStep, Run, attribute
+from animatediff.pipelines.method import Made, OnStep, Preparing, Run, attribute
+from animatediff.pipelines.video import OneAtATime
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WIDER = {"fp32": "", "bf16": "dtype=fp32, or ", "fp16": "dtype=fp32 or dtype=bf16, or "}  # where a dtype gives NaN
@@ -73,23 +75,26 @@ class Engine:
     models are loaded), laid over the engine's run, or a whole Run of the same method.
     """
 
-    def __init__(self, config: Job, references: int = 2) -> None:
+    def __init__(self, config: Job, references: int = 2, device: torch.device | None = None) -> None:
         """config: a Run, or a mapping of its keys. references: how many extracted ones are kept for later jobs.
 
+        device: where the caller moves the networks before each use, whatever the run says; they load on the CPU.
         UserError for keys and values that no run has. Nothing is loaded yet.
         """
         self.run = config if isinstance(config, Run) else run_of([("the configuration", config)])
         self.method = METHODS[self.run.method]
         self.pipeline: Any = None
         self.notes: list[str] = []  # what loading had to say
+        self.preparing = Preparing()  # for methods that make inputs of their own; a command may allow more
         self._kept: OrderedDict[str, Extracted] = OrderedDict()
         self._room = references
+        self._device = device
         self._lock = threading.RLock()
 
     @property
     def device(self) -> torch.device:
         """Where the networks run."""
-        return find_device(self.run.device)
+        return self._device or find_device(self.run.device)
 
     def load(self) -> Any:
         """The pipeline, loaded by the first call. UserError where weights are missing or do not fit."""
@@ -102,8 +107,13 @@ class Engine:
         """Let go of the pipeline and the references; the next call loads anew."""
         with self._lock:
             self.pipeline = None
-            self._kept.clear()
+            self.forget()
             free_memory(self.device)
+
+    def forget(self) -> None:
+        """Let go of the references; those in a caller's hands stay as they are."""
+        with self._lock:
+            self._kept.clear()
 
     def facts(self) -> dict[str, Any]:
         """What a user should know of the loaded weights."""
@@ -121,6 +131,7 @@ class Engine:
         run = self.resolve(job)
         name = None
         if frames is None:
+            run, _ = self._prepared(run)
             name = f"{reference_key(run)} {_state_of(Path(run.ref_video_path))}"
         with self._lock, memory_advice(run):
             if name is not None and name in self._kept:
@@ -147,6 +158,7 @@ class Engine:
         check(run, clip=reference is None)
         with self._lock, memory_advice(run):
             pipe = self.load()
+            run, prepared = self._prepared(run)
             extracted = reference or self.extract(run)
             started = time.perf_counter()
             if self.device.type == "cuda":
@@ -173,10 +185,14 @@ class Engine:
                 extracted,
                 time.perf_counter() - started,
                 tuple(dict.fromkeys([*extracted.warnings, *warnings, *notes])),
-                self.method.facts(pipe, extracted.motion),
+                self.method.facts(pipe, extracted.motion) | prepared,
                 peak_memory(self.device),
                 files,
             )
+
+    def _prepared(self, run: Run) -> tuple[Run, dict[str, Any]]:
+        """The run with the inputs that its method makes itself, and what the sidecar says of them."""
+        return attribute(self.method, "prepare", lambda same, _: (same, {}))(run, self.preparing)
 
     def _load(self) -> Any:
         run, device, dtype = self.run, self.device, DTYPES[resolved_dtype(self.run)]
@@ -185,9 +201,11 @@ class Engine:
         missing = missing_weights(run)
         if missing:
             raise UserError(next(iter(missing.values())))
-        place: torch.device | str = "cpu" if run.offload != "none" else device
+        place: torch.device | str = "cpu" if run.offload != "none" or self._device else device
         with memory_advice(run):
             pipe = self.method.load(run.part(self.method.Files), settings_of(run), place, dtype)
+        if isinstance(pipe, OneAtATime):
+            pipe.recipe = recipe(run)
         if run.offload == "model":
             pipe.enable_model_cpu_offload(device=device)
         elif run.offload == "sequential":

@@ -14,8 +14,8 @@ import torch
 import yaml
 
 from animatediff.config import Layer, default_of, fill, items_of, last_said, read_layers, update_config
-from animatediff.errors import UserError, describe_os_error
-from animatediff.files import check_readable, is_there, to_path, to_text
+from animatediff.errors import UserError
+from animatediff.files import check_readable, content_hash, is_there, to_path, to_text
 from animatediff.hub import PUBLISHED
 from animatediff.pipelines import METHODS, method_named
 from animatediff.pipelines.method import INPUT_KINDS, Method, Run, WeightFile, attribute
@@ -310,20 +310,6 @@ def reference_key(run: Run) -> str:
     return json.dumps([run.method, run.seed_of_reference, *values])
 
 
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of the files in a folder."""
-    digest = hashlib.sha256()
-    try:
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            if file.is_file():
-                digest.update(file.name.encode() if path.is_dir() else b"")
-                with open(file, "rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
-    except OSError as error:
-        raise describe_os_error(error, f"reading {path}") from error
-    return digest.hexdigest()
-
-
 def fingerprint(run: Run, sha256: Callable[[Path], str] = content_hash) -> str:
     """Of everything that decides the pixels: keys that differ from their defaults, weights, and what is read.
 
@@ -361,6 +347,16 @@ def _changed(config: Any) -> dict[str, Any]:
         elif value != default_of(entry):
             changed[entry.name] = value
     return changed
+
+
+def recipe(run: Run) -> dict[str, Any]:
+    """What a model card says of the run that a pipeline was loaded for: method, weights, keys off their defaults."""
+    method = METHODS[run.method]
+    others = {"prompt", "seed", "ref_video_path", *(entry.name for entry in fields(method.Files))}
+    others |= {given.key for given in method.inputs}
+    weights = {file.what: _portable(file.path) for file in weight_files(run) if is_there(file.path)}
+    changed = {name: value for name, value in _changed(run).items() if name not in others | {"method"}}
+    return {"method": run.method, "dtype": resolved_dtype(run), "weights": weights, "settings": changed}
 
 
 def _size(path: Path) -> int | None:

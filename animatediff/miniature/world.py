@@ -197,7 +197,9 @@ def render(clip: Clip) -> NDArray[np.uint8]:
     rng = np.random.default_rng([content.texture, 5])
     still = not motion.moves_camera
     marked = (world[:1] if still else world) + clip.origin.astype(np.float32)
-    texture = _background(content.pattern, _laid_out(marked, clip), rng, clip.layout == "scattered")  # f or 1, h w
+    texture = background_texture(
+        content.pattern, _laid_out(marked, clip), rng, clip.layout == "scattered"
+    )  # f or 1, h w
     background = np.asarray(BACKGROUNDS[content.background], np.float32) + CONTRAST * texture[..., None]
     local = _to_local(world, motion)  # f h w 2
     pixel = 1 / (RADIUS * motion.scale * motion.zoom * clip.unit)
@@ -230,7 +232,7 @@ def _laid_out(background: Pixels, clip: Clip) -> Pixels:
     return background
 
 
-def _background(pattern: str, background: Pixels, rng: np.random.Generator, scattered: bool = False) -> Pixels:
+def background_texture(pattern: str, background: Pixels, rng: np.random.Generator, scattered: bool = False) -> Pixels:
     """The texture of a background at points of the background [..., 2]: values in [-1, 1], [...].
 
     Every pattern is made of light marks at the same points, the corners and centres of a grid WAVES to a unit: checks,

@@ -119,6 +119,53 @@ class Made:
     files: Mapping[str, Callable[[Path], None]]
 
 
+@dataclass(frozen=True, eq=False)
+class View:
+    """Something that a preparation found, to look at before it is used.
+
+    frames: uint8 (f h w 3). subject: the key of the clip in which a click on these frames chooses who is meant; ""
+    where it chooses nothing.
+    """
+
+    title: str
+    frames: np.ndarray
+    subject: str = ""
+
+
+class ShownPreparation(Protocol):
+    """How a method makes one of its inputs, a folder, from a person's clips, where the person looks at it first."""
+
+    key: str  # of the input, of kind folder
+    clips: tuple[Input, ...]  # what it is made from beside ref_video_path
+
+    def make(
+        self,
+        run: Run,
+        clips: Mapping[str, Path],
+        subjects: Mapping[str, tuple[float, float]],
+        folder: Path,
+        on_progress: Callable[[str, int, int], None],
+    ) -> None:
+        """Write `folder` from the run's ref_video_path and `clips`, by key.
+
+        subjects: key of a clip -> who is meant in it, a point (x, y) of its first frame, each from 0 to 1.
+        on_progress(stage, done, of how many): an exception raised in it ends the preparation. UserError where what is
+        needed cannot be found in the clips, or what finds it is not here.
+        """
+
+    def views(self, folder: Path) -> list[View]:
+        """What there is to look at in a folder that `make` wrote."""
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """What a method's `prepare` may do besides its work: whom it tells, and whether it may set up an environment."""
+
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+    say: Callable[[str], None] = lambda line: None
+    make_environment: bool = False
+
+
 @runtime_checkable
 class Method(Protocol):
     """One method: its folder under pipelines/ holds everything else that is known of it.
@@ -128,7 +175,10 @@ class Method(Protocol):
     key or section.key}; `renamed` {a key's old name: its new one}, refused with the new one; `notes(pipe, run,
     reference) -> list[str]`, warnings about one run; `phase(run, i) -> str`, what step i is called while it runs;
     `complete(run) -> Run`, a copy whose keys that follow from others are filled in; `names(run) -> (folder, stem)`,
-    what outputs are called after, where that is not the reference's name and the prompt.
+    what outputs are called after, where that is not the reference's name and the prompt; `prepare(run, Preparing) ->
+    (Run, facts)`, which makes inputs that a run lacks from those that it has, once, and gives the run with them and
+    fields for the sidecar; `preparation(run) -> str | None`, what a dry run says of that; `shown_preparation`, a
+    ShownPreparation; `title`, what people call it.
     """
 
     name: str  # the YAML section and the folder

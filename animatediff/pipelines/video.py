@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from diffusers import AnimateDiffPipeline, DiffusionPipeline
 from diffusers.video_processor import VideoProcessor
 from einops import rearrange
+from huggingface_hub import HfApi
 from torch import nn
 
 from animatediff.errors import UserError
+from animatediff.files import write_text
 from animatediff.models.free_noise import is_split, remove_split_inference, split_by_name
 from animatediff.models.motion_module import set_temporal_processors, use_xformers
 from animatediff.models.unet import MAX_FRAMES, VideoUNet
 from animatediff.pipelines.hub_layout import installed_modules, write_custom_code
+from animatediff.pipelines.model_card import model_card
 
 # The noise schedule of all published weights: betas linear over this many steps, as diffusers' schedulers take them.
 NUM_TRAIN_TIMESTEPS = 1000
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear"}
 PREDICTIONS = ("epsilon", "v_prediction")  # what a backbone may predict, in diffusers' words
+CARD_NAME = "README.md"
+UPLOAD = ("repo_id", "commit_message", "private", "token", "create_pr")  # what save_pretrained hands to an upload
 REFERENCE_TIMESTEP = 400  # the published runs' noise level of the reference pass
 
 
@@ -33,6 +40,7 @@ class OneAtATime(DiffusionPipeline):
 
     _lock: threading.RLock
     lora_warnings: Sequence[str] = ()  # of the LoRAs that were loaded onto it, one line each
+    recipe: Mapping[str, Any] = MappingProxyType({})  # what it was loaded for, see `inference.run.recipe`
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -45,6 +53,72 @@ class OneAtATime(DiffusionPipeline):
                 yield
             finally:
                 self.maybe_free_model_hooks()
+
+    # ------------------------------------------------------------------------------------------ Save and load
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """DiffusionPipeline's, in the layout of a custom pipeline (see `hub_layout`), with a model card.
+
+        push_to_hub: also upload it, as `push_to_hub` does, by its arguments; repo_id is the folder's name by default.
+        """
+        upload = {key: kwargs.pop(key) for key in UPLOAD if key in kwargs} if push_to_hub else {}
+        super().save_pretrained(str(save_directory), *args, **kwargs)
+        self._write_card(Path(save_directory), str(upload.get("repo_id", Path(save_directory).name)))
+        if push_to_hub:
+            self._upload(Path(save_directory), **{"repo_id": Path(save_directory).name, **upload})
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> str:
+        """DiffusionPipeline's, with a model card made of the recipe; a card that is there already stays."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            self._write_card(Path(folder), repo_id)
+            return self._upload(Path(folder), repo_id, commit_message, private, token, create_pr, subfolder)
+
+    def _write_card(self, folder: Path, place: str) -> None:
+        write_text(folder / CARD_NAME, model_card(self, place, self.recipe))
+
+    def _upload(
+        self,
+        folder: Path,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        subfolder: str | None = None,
+    ) -> str:
+        hub = HfApi(token=token)
+        repo_id = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        kept = [CARD_NAME] if subfolder or hub.file_exists(repo_id, CARD_NAME) else []
+        return hub.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            path_in_repo=subfolder,
+            commit_message=commit_message or f"Upload {type(self).__name__}",
+            create_pr=create_pr,
+            ignore_patterns=kept,
+        )
+
+    def save_config(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """DiffusionPipeline's model_index.json, and the code files that it names."""
+        super().save_config(save_directory, *args, **kwargs)
+        write_custom_code(Path(save_directory), type(self))
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """DiffusionPipeline's. A class that is here already runs no code from the folder: see `installed_modules`."""
+        loaded = super().load_config(*args, **kwargs)
+        return installed_modules(loaded) if isinstance(loaded, dict) else (installed_modules(loaded[0]), *loaded[1:])
 
 
 class VideoPipeline(OneAtATime, AnimateDiffPipeline):
@@ -139,27 +213,11 @@ class VideoPipeline(OneAtATime, AnimateDiffPipeline):
             with _as_before(block):
                 super()._disable_free_noise_in_block(block)
 
-    # ------------------------------------------------------------------------------------------ Save and load
-
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """DiffusionPipeline's, in the layout of a custom pipeline (see `hub_layout`).
-
-        UserError while split inference, which renames weights, is on.
-        """
+        """OneAtATime's. UserError while split inference, which renames weights, is on."""
         if self.unet is not None and is_split(self.unet):
             raise UserError("FreeNoise's split inference is on; call disable_free_noise before saving")
-        super().save_pretrained(str(save_directory), *args, **kwargs)
-
-    def save_config(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """DiffusionPipeline's model_index.json, and the code files that it names."""
-        super().save_config(save_directory, *args, **kwargs)
-        write_custom_code(Path(save_directory), type(self))
-
-    @classmethod
-    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """DiffusionPipeline's. A class that is here already runs no code from the folder: see `installed_modules`."""
-        loaded = super().load_config(*args, **kwargs)
-        return installed_modules(loaded) if isinstance(loaded, dict) else (installed_modules(loaded[0]), *loaded[1:])
+        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 @contextmanager

@@ -56,3 +56,37 @@ def test_interleaved_calls_from_threads_equal_serial_ones(small_config: Path, cl
         thread.join()
     assert len(asked) == 40
     assert not wrong
+
+
+def test_who_moves_the_networks_gets_them_on_the_cpu(small_config: Path, clip: Path, load_once, monkeypatch):
+    places = []
+
+    def load(files, device, dtype):
+        places.append(str(device))
+        return load_once(files)
+
+    monkeypatch.setattr(method, "load_pipeline", load)
+    engine = Engine(read_run([small_config], ["num_inference_steps=1"]), device=torch.device("cuda:3"))
+    engine.load()
+    assert places == ["cpu"]
+    assert engine.device == torch.device("cuda:3")
+
+
+def test_what_it_is_told_to_forget_is_extracted_anew(small_config: Path, clip: Path, load_once, monkeypatch):
+    monkeypatch.setattr(method, "load_pipeline", load_once)
+    engine = Engine(read_run([small_config], ["num_inference_steps=1"]))
+    job = {"ref_video_path": str(clip), "prompt": "a fox"}
+    first = engine.extract(job)
+    assert engine.extract(job) is first
+    engine.forget()
+    assert engine.extract(job) is not first
+
+
+def test_a_pipeline_knows_the_run_it_was_loaded_for(small_config: Path, load_once, monkeypatch):
+    monkeypatch.setattr(method, "load_pipeline", load_once)
+    pipe = Engine(read_run([small_config], ["guidance_scale=3", "seed=7"], {"prompt": "a fox"})).load()
+    assert pipe.recipe["method"] == "efficientmt"
+    assert pipe.recipe["settings"]["guidance_scale"] == 3.0
+    assert pipe.recipe["settings"]["num_frames"] == 2
+    assert "adapter" in pipe.recipe["weights"]
+    assert not {"seed", "prompt", "pretrained_model_path"} & set(pipe.recipe["settings"])

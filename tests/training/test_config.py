@@ -25,7 +25,10 @@ from animatediff.training.config import read_config
         (["data.height=0"], "data.height is 0, expected 8 to"),
         (["data.synthetic_groups=0"], "data.synthetic_groups is 0, expected 1 to"),
         (["method=efficientmtt"], "method is 'efficientmtt'; did you mean 'efficientmt'?"),
-        (["method=motionclone"], "method is motionclone, which has nothing to train; efficientmt can be trained"),
+        (
+            ["method=motionclone"],
+            "method is motionclone, which has nothing to train; efficientmt, motionfollower can",
+        ),
     ],
 )
 def test_what_no_run_can_take_is_one_clear_line(overrides: list[str], words: str) -> None:

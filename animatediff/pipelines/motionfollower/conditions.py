@@ -73,7 +73,8 @@ class FrameConditions:
     """Conditions as images, whose controllers run for the frames of a window alone: memory for clips of any length.
 
     embeds (1 f dim); frames (f 3 H W) in [-1, 1]; source_poses, target_poses (f 3 H W) in [0, 1]; masks (f 1 H W) in
-    [0, 1]. UserError where the numbers of frames differ.
+    [0, 1]; appearance_scale: weight of the frames' features, 0 leaves them out. UserError where the numbers of frames
+    differ.
     """
 
     networks: Networks
@@ -83,6 +84,7 @@ class FrameConditions:
     target_poses: torch.Tensor
     source_masks: torch.Tensor
     target_masks: torch.Tensor
+    appearance_scale: float = 1.0
 
     def __post_init__(self) -> None:
         names = ("frames", "source_poses", "target_poses", "source_masks", "target_masks")
@@ -102,13 +104,16 @@ class FrameConditions:
             embeds=self.embeds[:, frames],
             source_pose=pose_features(controller, self.source_poses[frames]).to(device),
             target_pose=pose_features(controller, self.target_poses[frames]).to(device),
-            appearance=[
-                feature.to(device)
-                for feature in appearance_features(networks.appearance_controller, self.frames[frames])
-            ],
+            appearance=self._appearance(frames),
             source_masks=self.source_masks[frames].to(device),
             target_masks=self.target_masks[frames].to(device),
         )
+
+    def _appearance(self, frames: slice) -> list[torch.Tensor] | None:
+        if not self.appearance_scale:
+            return None
+        found = appearance_features(self.networks.appearance_controller, self.frames[frames])
+        return [self.appearance_scale * feature.to(self.embeds.device) for feature in found]
 
 
 def check_counts(counts: dict[str, int]) -> None:

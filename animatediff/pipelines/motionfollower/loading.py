@@ -21,13 +21,13 @@ from animatediff.models.unet import VideoUNet, build_unet
 from animatediff.models.weight_files import StateDict, read_state_dict, unwrap
 from animatediff.pipelines.backbones.sd15 import DIFFUSERS, modern_vae_names, read_component, weights_in
 from animatediff.pipelines.method import WeightFile
-from animatediff.pipelines.motionfollower.networks import PIXELS_PER_LATENT, build_networks, load_original_networks
+from animatediff.pipelines.motionfollower.networks import Networks, build_networks, load_original_networks
 from animatediff.pipelines.motionfollower.pipeline import MotionFollowerPipeline
 from animatediff.pipelines.motionfollower.schedule import build_scheduler
 from animatediff.project import located, weights_guide
 
 _TRANSFORMERS = ("model", "pytorch_model")
-_POSE_WIDTHS = ("conv_in.weight", "blocks.1.weight", "blocks.3.weight", "blocks.5.weight")
+_FIRST_POSE_WIDTH, _LAST_POSE_WIDTH = "conv_in.weight", "conv_out.weight"
 
 
 @dataclass
@@ -81,24 +81,16 @@ def load_motionfollower(
     source, base = read_component(folder / "unet", *DIFFUSERS)
     states, sources = [base], [source]
     for path in filter(None, (files.motion_module_path, files.unet_path)):
-        states.append(_read(path))
+        states.append(read_own(path))
         sources.append(path)
-    pose = _read(files.pose_controller_path)
+    pose = read_own(files.pose_controller_path)
     with init_empty_weights():
-        networks = build_networks(config, _pose_widths(pose, files.pose_controller_path))
-        vae = AutoencoderKL.from_config(read_json(_vae_folder(files) / "config.json"))
-        vision = read_json(folder / "image_encoder" / "config.json")
-        image_encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**vision))
-    models = (networks.unet, networks.pose_controller, networks.appearance_controller, vae, image_encoder)
+        networks = build_networks(config, pose_widths(pose, files.pose_controller_path))
+    models = (networks.unet, networks.pose_controller, networks.appearance_controller)
     for model in models:
         nn.Module.to(model, dtype)
     load_original_networks(networks, states, pose, sources, files.pose_controller_path)
-    source, state = read_component(_vae_folder(files), *DIFFUSERS)
-    load_exactly(vae, modern_vae_names(state), source, expected="a VAE (AutoencoderKL)")
-    source, state = read_component(folder / "image_encoder", *_TRANSFORMERS)
-    state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
-    load_exactly(image_encoder, state, source, expected="a CLIP vision encoder with projection")
-    _check_fit(networks.unet, vae, image_encoder)
+    vae, image_encoder = load_encoders(files, networks, dtype)
     second = _estimator(config, states[: -1 if files.unet_path else None], dtype) if estimator == "base" else None
     for model in models:
         model.requires_grad_(False).eval()
@@ -113,7 +105,33 @@ def load_motionfollower(
     ).to(device)
 
 
-def _read(path: str) -> StateDict:
+def load_encoders(
+    files: MotionFollowerFiles, networks: Networks, dtype: torch.dtype
+) -> tuple[AutoencoderKL, CLIPVisionModelWithProjection]:
+    """The VAE and the image encoder, frozen. UserError where they do not fit `networks`."""
+    vae, image_encoder = empty_encoders(files)
+    for model in (vae, image_encoder):
+        nn.Module.to(model, dtype)
+    source, state = read_component(_vae_folder(files), *DIFFUSERS)
+    load_exactly(vae, modern_vae_names(state), source, expected="a VAE (AutoencoderKL)")
+    source, state = read_component(Path(files.pretrained_model_path) / "image_encoder", *_TRANSFORMERS)
+    state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
+    load_exactly(image_encoder, state, source, expected="a CLIP vision encoder with projection")
+    _check_fit(networks, vae, image_encoder)
+    for model in (vae, image_encoder):
+        model.requires_grad_(False).eval()
+    return vae, image_encoder
+
+
+def empty_encoders(files: MotionFollowerFiles) -> tuple[AutoencoderKL, CLIPVisionModelWithProjection]:
+    """The VAE and the image encoder by their configurations, without weights."""
+    vision = read_json(Path(files.pretrained_model_path) / "image_encoder" / "config.json")
+    with init_empty_weights():
+        vae = AutoencoderKL.from_config(read_json(_vae_folder(files) / "config.json"))
+        return vae, CLIPVisionModelWithProjection(CLIPVisionConfig(**vision))
+
+
+def read_own(path: str) -> StateDict:
     """One of the authors' files; one line where it is of something else altogether."""
     state = read_state_dict(path)
     looks = describe_contents(state)
@@ -126,24 +144,32 @@ def _vae_folder(files: MotionFollowerFiles) -> Path:
     return Path(files.vae_path) if files.vae_path else Path(files.pretrained_model_path) / "vae"
 
 
-def _pose_widths(state: Mapping[str, object], source: str) -> tuple[int, ...]:
+def pose_widths(state: Mapping[str, object], source: str) -> tuple[int, ...]:
     """The pose controller's widths, told by its file."""
     tensors = unwrap(state, source)
-    missing = [key for key in _POSE_WIDTHS if key not in tensors]
+    halvings = sum(key.startswith("blocks.") and key.endswith(".weight") for key in tensors) // 2
+    keys = [_FIRST_POSE_WIDTH, *(f"blocks.{2 * i + 1}.weight" for i in range(halvings))]
+    missing = [key for key in (*keys, _LAST_POSE_WIDTH) if key not in tensors]
     if missing:
         raise UserError(
             f"{source} lacks {missing[0]}, expected a pose controller (poctr.pth) as pose_controller_path; it looks "
             f"like {describe_contents(tensors)}"
         )
-    return tuple(tensors[key].shape[0] for key in _POSE_WIDTHS)
+    return tuple(tensors[key].shape[0] for key in keys)
 
 
-def _check_fit(unet: VideoUNet, vae: AutoencoderKL, image_encoder: CLIPVisionModelWithProjection) -> None:
+def _check_fit(networks: Networks, vae: AutoencoderKL, image_encoder: CLIPVisionModelWithProjection) -> None:
     """UserError where parts of different models were put together."""
+    config = networks.unet.config
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
-    if scale != PIXELS_PER_LATENT:
-        raise UserError(f"the VAE has {scale} pixels a latent, expected {PIXELS_PER_LATENT}, as both controllers have")
-    width, expected = image_encoder.config.projection_dim, unet.config.cross_attention_dim
+    controllers = networks.pixels_per_latent
+    if scale != controllers:
+        raise UserError(f"the VAE has {scale} pixels a latent, expected {controllers}, as both controllers have")
+    if vae.config.latent_channels != config.in_channels:
+        raise UserError(
+            f"the VAE has {vae.config.latent_channels} channels, the UNet {config.in_channels}; they do not fit"
+        )
+    width, expected = image_encoder.config.projection_dim, config.cross_attention_dim
     if width != expected:
         raise UserError(f"the image encoder gives {width} numbers a frame, the UNet takes {expected}; files do not fit")
 

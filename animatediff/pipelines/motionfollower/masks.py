@@ -46,6 +46,7 @@ SHORT_PARTS = ("head", "limb 0", "limb 1", "limb 2", "limb 3")  # head and arms
 MARGIN = 0.5  # of each side, by which a mask that the frame cuts is continued
 REACH = 0.25  # of the torso's length: how far arms and head go on beyond the frame; legs and torso go on to the end
 INNER = 0.9  # share of the mask's inner distance that discs along a bone take
+FORESHORTENED = 0.4  # share of a limb's greatest length over the clip below which it points at the camera
 CLOSING = 0.03  # of the height: the ellipse that closes gaps
 MEDIAN_FRAMES = 3
 
@@ -200,11 +201,17 @@ def _moved(clip: Sequence[_Source], j: int, joints: np.ndarray) -> np.ndarray:
 
 
 def _frame_that_shows(clip: Sequence[_Source], j: int, joints: list[int], every: bool) -> _Source | None:
-    """Frame j where it shows the part's joints (all, or two), else the one nearest in pose that does."""
+    """Frame j where it shows the part's joints (all, or two), else the one nearest in pose that does.
+
+    A limb that points at the camera, and would be stretched out of shape, is not shown.
+    """
     need = len(joints) if every else 2
     able = [k for k, frame in enumerate(clip) if np.isfinite(frame.joints[joints]).all(axis=-1).sum() >= need]
     if not able:
         return None
+    if every:
+        lengths = [np.linalg.norm(np.subtract(*clip[k].joints[joints])) for k in able]
+        able = [k for k, length in zip(able, lengths, strict=True) if length >= FORESHORTENED * max(lengths)]
     return clip[j] if j in able else clip[min(able, key=lambda k: _pose_distance(clip[j].joints, clip[k].joints))]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,21 @@ import torch
 
 from animatediff.config import option
 from animatediff.data.decode import open_source
-from animatediff.data.export import save_video
+from animatediff.data.export import safe_name, save_video
 from animatediff.errors import UserError
-from animatediff.pipelines.method import Input, Made, OnStep, Run, WeightFile
+from animatediff.files import content_hash, is_file, read_json
+from animatediff.pipelines.method import Input, Made, OnStep, Preparing, Run, WeightFile
 from animatediff.pipelines.motionfollower.conditions import check_counts
 from animatediff.pipelines.motionfollower.guidance import REGIONS, TermWeights
 from animatediff.pipelines.motionfollower.loading import MotionFollowerFiles, load_motionfollower, weight_files
 from animatediff.pipelines.motionfollower.networks import Networks
 from animatediff.pipelines.motionfollower.pipeline import MotionFollowerPipeline, check_size
+from animatediff.pipelines.motionfollower.poses import ROOTS
+from animatediff.pipelines.motionfollower.preparation import MotionFollowerPreparation
+from animatediff.pipelines.motionfollower.prepare import PrepareOptions, check_options, prepare
+from animatediff.pipelines.motionfollower.prepare.detectors import MASKERS, POSERS
+from animatediff.pipelines.motionfollower.prepare.folder import digest
+from animatediff.pipelines.motionfollower.prepare.writer import LOG, SHEET
 from animatediff.pipelines.motionfollower.sampling import Options
 from animatediff.pipelines.motionfollower.schedule import STEP_SCALINGS, timesteps
 from animatediff.pipelines.motionfollower.selfcheck import check_masks, check_skeletons
@@ -34,6 +41,8 @@ PREPARED = {  # key -> folder inside a prepared one
     "target_mask_path": "predicted_masks",
 }
 SEQUENCES = tuple(key for key in PREPARED if key != "ref_video_path")
+FOUND = ("source_pose_path", "target_pose_path", "target_mask_path")  # made by `prepare` where none of them is given
+PREPARE_KEYS = ("root", "proportions", "poses", "masks", "source_subject", "driving_subject")
 KEYPOINT_SUFFIXES = (".npz", ".npy", ".json", ".pkl")
 
 
@@ -44,6 +53,7 @@ class MotionFollowerSettings:
     guidance_strength: float = option(4.0, "of the score guidance; 0 is none", least=0, most=100)
     camera: bool = option(False, "for moving cameras: late steps look at the source's background")
     pose_scale: float = option(1.0, "weight of the skeletons", least=0, most=10)
+    appearance_scale: float = option(1.0, "weight of the source's frames; 0 leaves them out", least=0, most=10)
     regions: str = option("published", "which background regions body and overlap act in", choices=REGIONS)
     foreground: float = option(4.0, "weight of the person's term", least=0, most=1000)
     body: float = option(6.0, "weight of the body term", least=0, most=1000)
@@ -61,6 +71,12 @@ class MotionFollowerSettings:
     window_overlap: int = option(8, "frames that windows share", least=0, most=31)
     noise: str = option("independent", "initial noise of long clips", choices=("independent", "freenoise"))
     gradient_checkpointing: bool = option(False, "less memory in guided steps, for time", pixels=False)
+    root: str = option("driving", "two plain videos: whose way through the picture the body takes", choices=ROOTS)
+    proportions: bool = option(True, "two plain videos: bones take the source's lengths; false: one similarity")
+    poses: str = option("auto", "two plain videos: what finds joints", choices=("auto", *POSERS))
+    masks: str = option("auto", "two plain videos: what finds the person's outline", choices=("auto", *MASKERS))
+    source_subject: str = option("", "two plain videos: who, as x,y or x0,y0,x1,y1 in the source's first frame")
+    driving_subject: str = option("", "two plain videos: likewise, in the driving clip's first frame")
     save_reconstruction: bool = option(False, "write the reconstruction of the source, too")
     decode_chunk: int = option(8, "frames decoded at once", least=1, most=1000, pixels=False)
 
@@ -75,10 +91,10 @@ class MotionFollowerMethod:
     inputs = (
         Input("prepared", "folder", help="a prepared folder, which holds all of the following"),
         Input("source_path", "video", True, "the video to edit, or a prepared folder as prepared", raw=True),
-        Input("source_pose_path", "video", True, "skeletons of its person, drawn on black", raw=True),
-        Input("target_pose_path", "video", True, "skeletons to follow, aligned to its person", raw=True),
-        Input("source_mask_path", "masks", True, "masks of its person", raw=True),
-        Input("target_mask_path", "masks", True, "masks of that person in the target's poses", raw=True),
+        Input("source_pose_path", "video", False, "skeletons of its person, drawn on black", raw=True),
+        Input("target_pose_path", "video", False, "skeletons to follow, aligned to its person", raw=True),
+        Input("source_mask_path", "masks", False, "masks of its person", raw=True),
+        Input("target_mask_path", "masks", False, "masks of that person in the target's poses", raw=True),
     )
     needs_prompt = False
     unused = frozenset(
@@ -101,7 +117,8 @@ class MotionFollowerMethod:
         "camera": "motionfollower.camera",
         "weight_dtype": "dtype",
     }
-    objective = None
+    objective = "animatediff.pipelines.motionfollower.training:Objective"
+    shown_preparation = MotionFollowerPreparation()
 
     def complete(self, run: Run) -> Run:
         """The run with the sequences of a prepared folder; those that the run names itself stay."""
@@ -122,8 +139,39 @@ class MotionFollowerMethod:
         """Outputs are called after the driving clip and the source; prepared folders by their own name."""
         return _title(run.ref_video_path), _title(getattr(run, "source_path", ""))
 
+    def prepare(self, run: Run, preparing: Preparing) -> tuple[Run, dict[str, Any]]:
+        """The run with the sequences that two plain videos lack, made in a folder beside the outputs and kept there."""
+        if not _is_plain(run):
+            return run, {}
+        folder = _cache(run)
+        prepare(
+            str(getattr(run, "source_path", "")),
+            run.ref_video_path,
+            folder,
+            _options(run),
+            on_progress=preparing.on_progress,
+            say=preparing.say,
+            make_environment=preparing.make_environment,
+        )
+        log = read_json(folder / LOG)
+        made_by = {name: entry["made_by"] for name, entry in log["stages"].items()}
+        found = {key: str(folder / name) for key, name in PREPARED.items()}
+        facts = {"prepared": {"folder": str(folder), "made_by": made_by}}
+        return replace(run, **found, num_frames=log["frames"]), facts  # type: ignore[arg-type]
+
+    def preparation(self, run: Run) -> str | None:
+        """What a dry run says of `prepare`."""
+        if not _is_plain(run):
+            return None
+        folder = _cache(run)
+        return f"{'prepared' if is_file(folder / SHEET) else 'would prepare'} {folder}"
+
     def check(self, run: Run, settings: MotionFollowerSettings) -> None:
         check_size(run.height, run.width)
+        if _is_plain(run):
+            check_options(_options(run))
+        else:
+            self._check_sequences(run, settings)
         timesteps(run.num_inference_steps)
         window_starts(run.num_frames, 0, settings.window, settings.window_overlap)
         counts = {}
@@ -200,6 +248,50 @@ class MotionFollowerMethod:
     def facts(self, pipe: MotionFollowerPipeline, reference: None) -> dict[str, Any]:
         return {}
 
+    def _check_sequences(self, run: Run, settings: MotionFollowerSettings) -> None:
+        """UserError where sequences are missing, or keys are set that only count where they are made."""
+        for given in self.inputs:
+            if given.key in SEQUENCES and getattr(run, "source_path", None) and not getattr(run, given.key):
+                raise UserError(
+                    f"{given.key} is empty, and method={self.name} needs it: {given.help}; or give source_path and "
+                    "driving_path alone, and the rest is prepared"
+                )
+        for key in PREPARE_KEYS:
+            if getattr(settings, key) != getattr(MotionFollowerSettings, key):
+                raise UserError(
+                    f"{self.name}.{key} is {getattr(settings, key)!r}, which counts where two plain videos are given, "
+                    "and this run brings sequences of its own; leave it out"
+                )
+
+
+def _is_plain(run: Run) -> bool:
+    """Whether a run gives two videos, and leaves skeletons, alignment and the target's masks to `prepare`."""
+    return bool(run.ref_video_path and getattr(run, "source_path", "")) and not any(
+        getattr(run, key, "") for key in FOUND
+    )
+
+
+def _options(run: Run) -> PrepareOptions:
+    """How a run's videos are prepared."""
+    settings = getattr(run, METHOD.name)
+    return PrepareOptions(
+        height=run.height,
+        width=run.width,
+        num_frames=run.num_frames,
+        fps=8.0 if isinstance(run.fps, str) else run.fps,
+        source_masks=getattr(run, "source_mask_path", ""),
+        **{key: getattr(settings, key) for key in PREPARE_KEYS},
+    )
+
+
+def _cache(run: Run) -> Path:
+    """Where a run's two videos are prepared: beside the outputs, by content and settings."""
+    options, source = asdict(_options(run)), getattr(run, "source_path", "")
+    paths = [source, run.ref_video_path, *filter(None, [options.pop("source_masks")])]
+    key = digest([options, *(content_hash(Path(path)) for path in paths)])[:12]
+    names = "-".join(safe_name(_title(path), spaced=False) for path in (source, run.ref_video_path))
+    return Path(run.output_dir) / "prepared" / f"{names}-{key}"
+
 
 def options_of(pipe: MotionFollowerPipeline, settings: MotionFollowerSettings) -> Options:
     """The settings as the sampling functions take them."""
@@ -208,6 +300,7 @@ def options_of(pipe: MotionFollowerPipeline, settings: MotionFollowerSettings) -
         estimator = Networks(pipe.estimator, pipe.pose_controller, pipe.appearance_controller)
     return Options(
         pose_scale=settings.pose_scale,
+        appearance_scale=settings.appearance_scale,
         regions=settings.regions,
         weights=TermWeights(settings.foreground, settings.body, settings.overlap, settings.complement),
         step_scaling=settings.step_scaling,

@@ -6,7 +6,6 @@ the source frames to its down blocks. Cross-attention sees one token per frame, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,18 +26,18 @@ from animatediff.models.unet import VideoUNet, build_unet
 from animatediff.models.weight_files import StateDict
 
 Features = list[torch.Tensor]
-PIXELS_PER_LATENT = 8  # of both controllers and of the VAE
+PIXELS_PER_LATENT = 8  # of both published controllers and of their VAE
 _ADAPTER_PREFIX = "appearance_adapter."
 
 
 class PoseController(ControlNetConditioningEmbedding, ModelMixin, ConfigMixin):
-    """diffusers' condition embedding as a model of its own: skeletons (f 3 H W) in [0, 1] -> (f c H/8 W/8)."""
+    """diffusers' condition embedding as a model of its own: skeletons (f 3 H W) in [0, 1] -> (f c h w).
+
+    Each width after the first halves the size: the published four give 1/8.
+    """
 
     @register_to_config
     def __init__(self, out_channels: int = 320, channels: Sequence[int] = (16, 32, 96, 256)) -> None:
-        """UserError where the number of `channels` does not give 1/8."""
-        if len(channels) != 1 + round(math.log2(PIXELS_PER_LATENT)):
-            raise UserError(f"the pose controller has widths {tuple(channels)}, expected four of them, which give 1/8")
         super().__init__(out_channels, 3, tuple(channels))
 
 
@@ -50,16 +49,25 @@ class Networks:
     pose_controller: PoseController
     appearance_controller: T2IAdapter
 
+    @property
+    def pixels_per_latent(self) -> int:
+        """Of both controllers."""
+        return self.appearance_controller.config.downscale_factor
+
 
 def build_networks(config: Mapping[str, Any], pose_channels: Sequence[int] = (16, 32, 96, 256)) -> Networks:
     """Fresh networks from an SD1.5-style 2D UNet config (see `build_unet`) and the pose controller's widths.
 
-    The UNet has motion modules in the middle too (the layout of AnimateDiff's mm_sd_v15_v2). Weights do not ask for
-    gradients.
+    The UNet has motion modules in the middle too (the layout of AnimateDiff's mm_sd_v15_v2). Both controllers give as
+    many pixels to a latent as the number of widths says. Weights do not ask for gradients.
     """
     unet = build_unet(config, motion_in_middle=True)
     widths = list(unet.config.block_out_channels)
-    networks = Networks(unet, build_pose_controller(widths[0], pose_channels), build_appearance_controller(widths))
+    networks = Networks(
+        unet,
+        build_pose_controller(widths[0], pose_channels),
+        build_appearance_controller(widths, 2 ** (len(pose_channels) - 1)),
+    )
     for network in (networks.unet, networks.pose_controller, networks.appearance_controller):
         network.requires_grad_(False).eval()
     return networks
@@ -73,9 +81,9 @@ def build_pose_controller(out_channels: int, channels: Sequence[int] = (16, 32, 
     return PoseController(out_channels, tuple(channels))
 
 
-def build_appearance_controller(channels: Sequence[int]) -> T2IAdapter:
+def build_appearance_controller(channels: Sequence[int], pixels_per_latent: int = PIXELS_PER_LATENT) -> T2IAdapter:
     """A fresh appearance controller: frames (f 3 H W) in [-1, 1] -> features of the given widths at 1/8, 1/16, ..."""
-    return T2IAdapter(3, list(channels), num_res_blocks=2, downscale_factor=PIXELS_PER_LATENT)
+    return T2IAdapter(3, list(channels), num_res_blocks=2, downscale_factor=pixels_per_latent)
 
 
 def load_original_networks(
@@ -208,7 +216,8 @@ def conditioned(
 
     vectors: see `image_vectors`; they stand for every cross-attention, whose own argument is then unused. pose x
     pose_scale is added to the output of conv_in. Appearance feature i is added in down block i between the second
-    layer's spatial part and its motion module, whose residual carries it. attentions: replacements by path.
+    layer's spatial part and its motion module, whose residual carries it. Both are (1 c f h w), for the whole batch, or
+    (b c f h w). attentions: replacements by path.
     """
     with ExitStack() as stack:
         crossed = {path: FrameVector(vector) for path, vector in vectors.items()}
@@ -272,9 +281,9 @@ def _vector(attention: Attention, embeds: torch.Tensor) -> torch.Tensor:
 
 
 def _plus(hidden: torch.Tensor, addition: torch.Tensor) -> torch.Tensor:
-    """hidden ((b f) c h w) + addition (1 c f h w), the same for the whole batch."""
+    """hidden ((b f) c h w) + addition (b c f h w), or (1 c f h w), the same for the whole batch."""
     frames = addition.shape[2]
-    per_frame = rearrange(addition, "1 c f h w -> 1 f c h w").to(hidden)
+    per_frame = rearrange(addition, "b c f h w -> b f c h w").to(hidden)
     return (hidden.unflatten(0, (-1, frames)) + per_frame).flatten(0, 1)  # (b f) c h w -> b f c h w -> (b f) c h w
 
 
@@ -295,6 +304,25 @@ def _controller_name(key: str) -> str:
         block, layer = divmod(int(number), 2)
         part = f"body.{block}" if rest.startswith("in_conv.") else f"body.{block}.resnets.{layer}"
     return f"{_ADAPTER_PREFIX}adapter.{part}.{rest}"
+
+
+def original_controller_state(controller: T2IAdapter) -> StateDict:
+    """The appearance controller under the names that `load_original_networks` takes."""
+    return {_published_name(name): value for name, value in controller.state_dict().items()}
+
+
+def _published_name(name: str) -> str:
+    """The inverse of `_controller_name`, of a name inside the appearance controller."""
+    part, _, rest = name.removeprefix("adapter.").partition(".")
+    if part == "body":
+        block, kind, inner = rest.split(".", 2)
+        layer = "0"
+        if kind == "resnets":
+            layer, _, inner = inner.partition(".")
+        else:
+            inner = f"{kind}.{inner}"
+        rest = f"{2 * int(block) + int(layer)}.{inner}"
+    return f"{_ADAPTER_PREFIX}{part}.{rest}"
 
 
 def _refuse_strangers(state: StateDict, known: Mapping[str, torch.Size], source: str) -> None:

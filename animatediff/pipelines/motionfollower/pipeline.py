@@ -72,7 +72,7 @@ class MotionFollowerPipeline(VideoPipeline):
     @property
     def size_multiple(self) -> int:
         """What height and width in pixels must be multiples of."""
-        return SIZE_MULTIPLE
+        return 2 * self.vae_scale_factor
 
     @property
     def networks(self) -> Networks:
@@ -82,12 +82,7 @@ class MotionFollowerPipeline(VideoPipeline):
     @torch.no_grad()
     def embed_images(self, frames: np.ndarray, chunk_size: int = 16) -> torch.Tensor:
         """The vision encoder's embeddings (1 f dim) of frames uint8 (f h w 3), squashed to its own size."""
-        side = self.image_encoder.config.image_size
-        pixels = resized(frames, side, side, Image.Resampling.BICUBIC) / 255  # f 3 s s
-        mean, std = (torch.tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
-        device, dtype = self._execution_device, self.image_encoder.dtype
-        parts = ((pixels - mean) / std).to(device, dtype).split(chunk_size)
-        return torch.cat([self.image_encoder(part).image_embeds for part in parts])[None]
+        return embedded(self.image_encoder, frames, self._execution_device, chunk_size)[None]
 
     @torch.no_grad()
     def __call__(
@@ -138,9 +133,11 @@ class MotionFollowerPipeline(VideoPipeline):
             target_poses=resized(target_poses, height, width) / 255,
             source_masks=binary(source_masks, height, width),
             target_masks=binary(target_masks, height, width),
+            appearance_scale=options.appearance_scale,
         )
         if latents is None:
-            shape = (1, 4, len(source_frames), height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+            scale, channels = self.vae_scale_factor, self.unet.config.in_channels
+            shape = (1, channels, len(source_frames), height // scale, width // scale)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
             if noise == "freenoise":
                 latents = free_noise(latents, options.window, options.overlap, generator)
@@ -183,6 +180,18 @@ def check_size(height: int, width: int) -> None:
     """UserError where a side in pixels is no multiple of 16."""
     if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE or not (height and width):
         raise UserError(f"height x width is {height}x{width}, expected multiples of {SIZE_MULTIPLE}; give such a size")
+
+
+@torch.no_grad()
+def embedded(
+    image_encoder: CLIPVisionModelWithProjection, frames: np.ndarray, device: torch.device, chunk_size: int = 16
+) -> torch.Tensor:
+    """The encoder's embeddings (f dim) of frames uint8 (f h w 3), squashed to its own size."""
+    side = image_encoder.config.image_size
+    pixels = resized(frames, side, side, Image.Resampling.BICUBIC) / 255  # f 3 s s
+    mean, std = (torch.tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    parts = ((pixels - mean) / std).to(device, image_encoder.dtype).split(chunk_size)
+    return torch.cat([image_encoder(part).image_embeds for part in parts])
 
 
 def resized(

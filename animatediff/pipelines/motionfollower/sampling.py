@@ -49,12 +49,14 @@ Callback = Callable[[int, torch.Tensor, torch.Tensor], Pair | None]
 class Options:
     """What a run may do otherwise than the published program; defaults are that program.
 
+    pose_scale, appearance_scale: weights of the controllers; 0 of the appearance controller leaves it out.
     step_scaling: see `rules_at`; regions, weights: see `guidance_losses`; mask_attention: see
     `attend_with_background`; window, overlap: see `window_starts`. gradient_checkpointing: less memory in guided
     steps, for time. estimator: other networks whose features are compared, instead of the edit's own.
     """
 
     pose_scale: float = 1.0
+    appearance_scale: float = 1.0
     regions: str = "published"
     weights: TermWeights = field(default_factory=TermWeights)
     step_scaling: str = "absolute"

@@ -8,7 +8,6 @@ from animatediff.errors import UserError
 from animatediff.models.checkpoints import original_unet_state
 from animatediff.pipelines.motionfollower import (
     build_networks,
-    build_pose_controller,
     features,
     load_original_networks,
     predict,
@@ -77,8 +76,19 @@ def test_a_pose_controller_of_another_model_is_refused(states):
     networks = build_networks(TINY, POSE_WIDTHS)
     with pytest.raises(UserError, match=r"poctr\.pth .*expected a pose controller"):
         load_original_networks(networks, [states["unet"]], {"x": torch.zeros(1)}, pose_source="poctr.pth")
-    with pytest.raises(UserError, match=r"widths \(16, 32\), expected four"):
-        build_pose_controller(320, (16, 32))
+
+
+@pytest.mark.parametrize(("widths", "side"), [((16, 32, 48, 64), 8), ((16, 32, 48), 16)])
+def test_the_number_of_widths_says_how_many_pixels_a_latent_has(widths, side):
+    networks = build_networks(TINY, widths)
+    images = torch.zeros(1, 3, 64, 64)
+    assert networks.pose_controller(images).shape[-2:] == (side, side)
+    assert [feature.shape[-1] for feature in networks.appearance_controller(images)] == [
+        side,
+        side // 2,
+        side // 4,
+        side // 8,
+    ]
 
 
 @torch.no_grad()

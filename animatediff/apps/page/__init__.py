@@ -1,0 +1,1 @@
+"""The web page behind `efficientmt demo`: motion transfer without a terminal, on gradio's server."""
