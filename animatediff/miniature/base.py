@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def _noised(latents: Tensor, alphas: Tensor, generator: torch.Generator) -> tupl
     return scale.sqrt() * latents + (1 - scale).sqrt() * noise, noise
 
 
-def _pieces(maps: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+def take_pieces(maps: Tensor, rows: Iterable[int], columns: Iterable[int]) -> Tensor:
     """From each of `maps` [n, ..., h, w] the piece whose first row and column are given: [n, ..., PIECE, PIECE]."""
     places = zip(maps, rows, columns, strict=True)
     return torch.stack([part[..., y : y + PIECE, x : x + PIECE] for part, y, x in places])
@@ -137,7 +137,7 @@ def train_frames(
         rows = corners[batch:, 1].clamp(0, height - PIECE).tolist()
         clean, weight = latents[clip, frame], importance[clip, frame]  # b 4 h w, b h w
         whole = loss_at(clip[:batch], time[:batch], clean[:batch], weight[:batch], generator)
-        part, importances = (_pieces(maps[batch:], rows, columns) for maps in (clean, weight))
+        part, importances = (take_pieces(maps[batch:], rows, columns) for maps in (clean, weight))
         pieces = loss_at(clip[batch:], time[batch:] * PIECE_TIMES // 1000, part, importances, generator)
         return (whole + pieces) / 2
 

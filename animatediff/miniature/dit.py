@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 from diffusers.models.attention_processor import Attention
+from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional
 
 from animatediff.miniature import t5
-from animatediff.miniature.base import subject_importance, velocity_loss
+from animatediff.miniature.base import PIECE, subject_importance, take_pieces, velocity_loss
 from animatediff.miniature.loop import train
 from animatediff.miniature.muon import muon
 from animatediff.miniature.video_autoencoder import CHANNELS, FRAMES, TIME
 from animatediff.miniature.world import Clip
+from animatediff.pipelines.ditflow.dialects import CogVideoX
 
 CONFIG: dict[str, Any] = {
     "num_attention_heads": 3,
@@ -48,6 +52,7 @@ NEIGHBOURS = (
 )
 PAIRS = 8  # of channels of each axis in such a head: the highest frequencies
 SHARPNESS = 1.4
+PIECE_TIMES = 800  # see train_dit
 DROP = 0.1  # share of captions replaced by the empty prompt, for classifier-free guidance
 
 
@@ -123,41 +128,66 @@ def video_importance(clips: Sequence[Clip], shape: Sequence[int], background: fl
     return torch.cat([importance[:, :1], rest], dim=1)
 
 
+class Examples(NamedTuple):
+    """What the transformer is trained on: clips, or (F = 1) their first frames."""
+
+    latents: Tensor  # n F c h w
+    text: Tensor  # n LENGTH WIDTH: the embedded captions
+    importance: Tensor  # n F h w: the weight of each place
+    chances: Tensor  # n: how often each is drawn, up to a factor
+
+
 def train_dit(
     name: str,
     transformer: CogVideoXTransformer3DModel,
-    latents: Tensor,
-    text: Tensor,
+    whole: Examples,
+    frames: Examples,
     empty: Tensor,
-    importance: Tensor,
-    chances: Tensor,
     steps: int,
     batch: int,
+    pieces: int,
     lr: float,
     checkpoint: Path,
     seed: int,
 ) -> None:
-    """Train `transformer` on latents [n, F, c, h, w], clips or (F = 1) their first frames. Resumes from `checkpoint`.
+    """Train `transformer` on `batch` of `whole` and `pieces` of `frames` a step. Resumes from `checkpoint`.
 
-    text [n, LENGTH, WIDTH]: embedded captions; empty [LENGTH, WIDTH]: the empty prompt's; importance [n, F, h, w]: the
-    weight of each place; chances [n]: how often each clip is drawn, up to a factor. The matrices of the blocks are
-    trained by Muon, everything else by AdamW.
+    empty [LENGTH, WIDTH]: the empty prompt's embedding. A piece is PIECE latents a side around the subject, under the
+    positions it has in the frame: a subject for a fifth of the cost, and outlines are learnt last. Above PIECE_TIMES
+    none can be seen. The matrices of the blocks are trained by Muon, everything else by AdamW.
     """
     alphas = build_dit_scheduler().alphas_cumprod.float()
+    dialect = CogVideoX(transformer)
+    table = dialect.default_positions(1, *frames.latents.shape[-2:])  # 1 h*w/4 c
+    table = rearrange(table, "1 (h w) c -> h w c", h=frames.latents.shape[-2] // dialect.patch)
 
-    def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        clip = torch.multinomial(chances, batch, replacement=True, generator=generator)
-        time = torch.randint(len(alphas), (batch,), generator=generator)
-        clean = latents[clip].float()
+    def loss_at(
+        clean: Tensor, weight: Tensor, text: Tensor, time: Tensor, places: Tensor | None, generator: torch.Generator
+    ) -> Tensor:
         noise = torch.randn(clean.shape, generator=generator)
         scale = alphas[time].view(-1, 1, 1, 1, 1)
         noisy = scale.sqrt() * clean + (1 - scale).sqrt() * noise
-        dropped = torch.rand(batch, 1, 1, generator=generator) < DROP
-        prompt = torch.where(dropped, empty[None], text[clip])
-        with torch.autocast(clean.device.type, torch.bfloat16):
+        dropped = torch.rand(len(text), 1, 1, generator=generator) < DROP
+        prompt = torch.where(dropped, empty[None], text)
+        own = nullcontext() if places is None else dialect.table_in_force(places, text.shape[1])
+        with own, torch.autocast(clean.device.type, torch.bfloat16):
             predicted = transformer(noisy, prompt, time).sample
-        weight = importance[clip][:, :, None].float()  # b F 1 h w
         return velocity_loss(predicted, clean, noise, alphas[time], weight / weight.mean())
+
+    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+        clip, clean, weight = _drawn(whole, batch, generator)
+        time = torch.randint(len(alphas), (batch,), generator=generator)
+        loss = loss_at(clean, weight[:, :, None], whole.text[clip], time, None, generator)
+        if not pieces:
+            return loss
+        clip, clean, weight = _drawn(frames, pieces, generator)
+        time = torch.randint(PIECE_TIMES, (pieces,), generator=generator)
+        rows, columns = piece_corners(weight[:, 0], dialect.patch, generator)
+        clean, weight = (take_pieces(maps, rows, columns) for maps in (clean, weight[:, :, None]))
+        tokens = PIECE // dialect.patch
+        starts = zip(rows // dialect.patch, columns // dialect.patch, strict=True)
+        places = torch.stack([table[y : y + tokens, x : x + tokens].flatten(0, 1) for y, x in starts])  # b tokens c
+        return (loss + loss_at(clean, weight, frames.text[clip], time, places, generator)) / 2
 
     train(
         name,
@@ -169,6 +199,19 @@ def train_dit(
         save_every=100,
         make_optimizer=lambda groups: muon(transformer, lr, _outside_blocks),
     )
+
+
+def _drawn(examples: Examples, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """`count` examples by their chances: numbers [b], latents [b, F, c, h, w] and importance [b, F, h, w]."""
+    drawn = torch.multinomial(examples.chances, count, replacement=True, generator=generator)
+    return drawn, examples.latents[drawn].float(), examples.importance[drawn].float()
+
+
+def piece_corners(importance: Tensor, patch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rows and columns [b] where pieces of importance [b, h, w] begin, between patches; where much is important."""
+    pooled = functional.avg_pool2d(importance[:, None], PIECE, patch)[:, 0]  # b rows columns
+    chosen = torch.multinomial(pooled.flatten(1) ** 4, 1, generator=generator)[:, 0]
+    return chosen // pooled.shape[2] * patch, chosen % pooled.shape[2] * patch
 
 
 def _outside_blocks(name: str) -> bool:

@@ -14,7 +14,7 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from animatediff.config import option, save_config
 from animatediff.files import atomic_folder, atomic_path, read_json, remove_stale_parts, write_json
-from animatediff.miniature.dit import build_dit, build_dit_scheduler, train_dit, video_importance
+from animatediff.miniature.dit import Examples, build_dit, build_dit_scheduler, train_dit, video_importance
 from animatediff.miniature.loop import processes, rank
 from animatediff.miniature.stages import StageConfig, camera_chances, once, save_once, wait
 from animatediff.miniature.t5 import build_t5_encoder, build_t5_tokenizer, encode_captions
@@ -35,10 +35,12 @@ class DitConfig:
     clips: int = option(3000, "rendered for the VAE", least=1, most=10_000_000)
     first: int = option(8000, "clips whose first frames train the transformer", least=1, most=10_000_000)
     latents: int = option(3000, "clips that train it", least=1, most=10_000_000)
-    vae: StageConfig = field(default_factory=lambda: StageConfig(900, 4, 3e-3))
+    vae: StageConfig = field(default_factory=lambda: StageConfig(500, 4, 3e-3))
     decoder: StageConfig = field(default_factory=lambda: StageConfig(300, 4, 2e-3))
-    frames: StageConfig = field(default_factory=lambda: StageConfig(1400, 16, 4e-3))
-    video: StageConfig = field(default_factory=lambda: StageConfig(2000, 4, 4e-3))
+    frames: StageConfig = field(default_factory=lambda: StageConfig(1400, 8, 4e-3))
+    video: StageConfig = field(default_factory=lambda: StageConfig(2000, 3, 4e-3))
+    frame_pieces: int = option(24, "of single frames around the subject, beside a step's frames", least=0, most=4096)
+    video_pieces: int = option(24, "the same beside a step's clips", least=0, most=4096)
     camera_share: float = option(0.4, "of the clips drawn: those with a moving camera", least=0, most=1)
     star_weight: float = option(
         2.0, "how much oftener a star is drawn: its outline is the hardest to keep", least=0.01, most=100
@@ -65,27 +67,43 @@ def make_dit(config: DitConfig) -> None:
     vae = _vae_stage(config, work)
     empty = encode_captions(encoder, tokenizer, [""])[0]
     transformer = build_dit()
-    for name, stage, count, frames in (
-        ("frames", config.frames, config.first, 1),
-        ("video", config.video, config.latents, FRAMES),
+    frames: Examples | None = None
+    for name, stage, count, length, pieces in (
+        ("frames", config.frames, config.first, 1, config.frame_pieces),
+        ("video", config.video, config.latents, FRAMES, config.video_pieces),
     ):
         if not (work / name).exists():
-            clips = [drawn_clip(seed) for seed in range(count)]
-            latents = _latents(work / ("first" if frames == 1 else "latents"), vae, count, frames)
-            text = encode_captions(encoder, tokenizer, [clip.caption for clip in clips])
-            background = 1.0 if frames == 1 else config.background_weight
-            importance = video_importance(clips, latents.shape[-2:], background)[:, : latents.shape[1]]
-            chances = torch.tensor([config.star_weight if clip.content.shape == "star" else 1.0 for clip in clips])
-            if frames > 1:
-                chances *= camera_chances([clip.motion.moves_camera for clip in clips], config.camera_share)
-            sizes = (stage.steps, stage.batch, stage.learning_rate, work / f"{name}.pt", config.seed + frames)
-            train_dit(name, transformer, latents, text, empty, importance, chances, *sizes)
+            frames = frames or _examples(config, work, vae, encoder, tokenizer, config.first, 1)
+            whole = frames if length == 1 else _examples(config, work, vae, encoder, tokenizer, count, length)
+            sizes = (stage.steps, stage.batch, pieces, stage.learning_rate, work / f"{name}.pt", config.seed + length)
+            train_dit(name, transformer, whole, frames, empty, *sizes)
             save_once(transformer, work / name)
         transformer = CogVideoXTransformer3DModel.from_pretrained(work / name)
     vae = _vae_stage(config, work, vae)
     if rank() == 0:
         export_dit(Path(config.output), vae, encoder, tokenizer, transformer)
         save_config(config, Path(config.output) / "config.yaml")
+
+
+def _examples(
+    config: DitConfig,
+    work: Path,
+    vae: AutoencoderKLCogVideoX,
+    encoder: T5EncoderModel,
+    tokenizer: T5Tokenizer,
+    count: int,
+    length: int,
+) -> Examples:
+    """The first `count` clips, or (length 1) their first frames, as the transformer is trained on them."""
+    clips = [drawn_clip(seed) for seed in range(count)]
+    latents = _latents(work / ("first" if length == 1 else "latents"), vae, count, length)
+    text = encode_captions(encoder, tokenizer, [clip.caption for clip in clips])
+    background = 1.0 if length == 1 else config.background_weight
+    importance = video_importance(clips, latents.shape[-2:], background)[:, : latents.shape[1]]
+    chances = torch.tensor([config.star_weight if clip.content.shape == "star" else 1.0 for clip in clips])
+    if length > 1:
+        chances *= camera_chances([clip.motion.moves_camera for clip in clips], config.camera_share)
+    return Examples(latents, text, importance, chances)
 
 
 def _vae_stage(config: DitConfig, work: Path, made: AutoencoderKLCogVideoX | None = None) -> AutoencoderKLCogVideoX:

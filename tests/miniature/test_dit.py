@@ -13,7 +13,8 @@ from animatediff.config import load_config
 from animatediff.errors import UserError
 from animatediff.evaluation.measures import Sample, load_measure
 from animatediff.miniature import dit_stages
-from animatediff.miniature.dit import build_dit, build_dit_scheduler, video_importance
+from animatediff.miniature.base import take_pieces
+from animatediff.miniature.dit import build_dit, build_dit_scheduler, piece_corners, video_importance
 from animatediff.miniature.heldout import heldout_jobs
 from animatediff.miniature.loop import train
 from animatediff.miniature.motions import sample_motion
@@ -31,6 +32,7 @@ from animatediff.miniature.video_autoencoder import (
     to_video,
 )
 from animatediff.miniature.world import Clip, Content, make_clip
+from animatediff.pipelines.ditflow.dialects import CogVideoX
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "training" / "miniature_dit.yaml"
 TINY = {"clips": 2, "first": 3, "latents": 2, "vae.batch": 1, "decoder.batch": 1, "frames.batch": 2, "video.batch": 2}
@@ -226,3 +228,32 @@ def test_the_measure_tells_the_worlds_reversed_references_apart():
     for frames, shown in ((wanted, reference), (wanted[::-1], reference[::-1])):
         sample = Sample(frames, {"reference": f"{job.name}.mp4"}, job.prompt, reference=shown)
         assert measure(sample).values["camera_cosine"] > 0.9
+
+
+def test_pieces_begin_between_patches_and_hold_the_subject():
+    importance = torch.ones(200, 16, 16)
+    importance[:, 8:14, 1:7] = 8.0
+    rows, columns = piece_corners(importance, 2, torch.Generator().manual_seed(0))
+    assert not (rows % 2).any()
+    assert not (columns % 2).any()
+    held = take_pieces(importance, rows, columns).eq(8).flatten(1).sum(dim=1)
+    assert held.shape == (200,)
+    assert held.ge(18).float().mean() > 0.95  # half of it
+    assert len({*zip(rows.tolist(), columns.tolist(), strict=True)}) > 4
+
+
+def test_a_piece_has_the_positions_of_its_place():
+    torch.manual_seed(0)
+    transformer = build_dit()
+    for parameter in transformer.parameters():
+        parameter.data.add_(0.02 * torch.randn(parameter.shape))
+    dialect = CogVideoX(transformer)
+    table = dialect.default_positions(1, 16, 16).unflatten(1, (8, 8))[0]  # h w c
+    places = torch.stack([table[y : y + 4, x : x + 4].flatten(0, 1) for y, x in ((0, 0), (3, 1))])
+    latents, text = torch.randn(1, 1, CHANNELS, 8, 8), torch.randn(1, LENGTH, 64)
+    with torch.no_grad():
+        with dialect.table_in_force(places, LENGTH):
+            both = transformer(latents.expand(2, -1, -1, -1, -1), text.expand(2, -1, -1), torch.tensor([5, 5])).sample
+        corner = transformer(latents, text, torch.tensor([5])).sample
+    torch.testing.assert_close(both[:1], corner)  # a small frame has the table's first places
+    assert (both[1] - both[0]).norm() > 0.01 * both[0].norm()

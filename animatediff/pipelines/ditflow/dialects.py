@@ -140,15 +140,18 @@ class CogVideoX(Dialect):
             pairs = tuple(tuple(pair) for pair in positions)  # [query, key] x [cos, sin], each (f*H*W d)
             rope = pairs[0] if len(pairs) == 1 else pairs
             return self.transformer(batch, text, time, image_rotary_emb=rope, return_dict=False)[0]
-        with self._table(positions, text.shape[1]):
+        with self.table_in_force(positions, text.shape[1]):
             return self.transformer(batch, text, time, return_dict=False)[0]
 
     def time_key(self, i: int, timestep: float) -> int:
         return int(timestep)
 
     @contextmanager
-    def _table(self, table: torch.Tensor, text_tokens: int) -> Iterator[None]:
-        """Inside the block, `table` (1 f*H*W c) is added to the video's patches in the place of the network's own."""
+    def table_in_force(self, table: torch.Tensor, text_tokens: int) -> Iterator[None]:
+        """Inside the block, `table` (1 f*H*W c) is added to the video's patches in the place of the network's own.
+
+        (b f*H*W c): to each video of a batch its own.
+        """
         embed = self.transformer.patch_embed
 
         def add(_embed: nn.Module, _inputs: Any, patches: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import BrowserContext, Page
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page
 
 from animatediff.inference import cli
 from tests.apps.page.clips import write_bad
@@ -41,11 +41,15 @@ class visitor:
         page = self.context.new_page()
         page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: self.heard.append(str(error)))
-        page.on("console", lambda said: self.heard.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("console", self._hear)
         page.on("request", lambda asked: self.heard.append(asked.url) if self._is_foreign(asked.url) else None)
         page.goto(self.served.url)
         page.locator("html[data-ready=yes]").wait_for()
         return self.context
+
+    def _hear(self, said: ConsoleMessage) -> None:
+        if said.type in ("error", "warning"):
+            self.heard.append(f"{said.text} {said.location.get('url')}")
 
     def _is_foreign(self, url: str) -> bool:
         return not url.startswith((self.served.url, "blob:", "data:"))
