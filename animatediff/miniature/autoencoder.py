@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -40,16 +40,21 @@ def to_images(frames: NDArray[np.uint8]) -> Tensor:
     return tensor.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def vae_loss(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Absolute plus SQUARED times the squared error of the reconstruction, plus KL times the divergence; scalar."""
-    with torch.autocast(images.device.type, torch.bfloat16):
-        mean, log_variance = vae._encode(images).float().chunk(2, dim=1)
+def vae_loss(
+    vae: AutoencoderKL | AutoencoderKLCogVideoX, pixels: Tensor, generator: torch.Generator, kl: float = KL
+) -> Tensor:
+    """Absolute plus SQUARED times the squared error of the reconstruction, plus kl times the divergence; scalar.
+
+    pixels: images [n, 3, h, w] or videos [n, 3, f, h, w] in [-1, 1], as the VAE takes them.
+    """
+    with torch.autocast(pixels.device.type, torch.bfloat16):
+        mean, log_variance = vae._encode(pixels).float().chunk(2, dim=1)
         log_variance = log_variance.clamp(-30, 20)
         latents = mean + torch.exp(0.5 * log_variance) * torch.randn(mean.shape, generator=generator)
         decoded = vae._decode(latents).sample
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-    error = decoded.float() - images
-    return error.abs().mean() + SQUARED * error.square().mean() + KL * divergence
+    error = decoded.float() - pixels
+    return error.abs().mean() + SQUARED * error.square().mean() + kl * divergence
 
 
 def train_vae(

@@ -15,6 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXSpat
 from numpy.typing import NDArray
 from torch import Tensor
 
+from animatediff.miniature.autoencoder import vae_loss
 from animatediff.miniature.loop import train
 from animatediff.miniature.muon import muon
 
@@ -23,7 +24,6 @@ CHANNELS = 16  # of the latents, as CogVideoX has
 SPACE, TIME = 4, 4  # pixels and frames to a latent, along each axis
 VIEW = 48  # pixels a side of a view of a whole clip
 CROP, WINDOW = 32, 9  # of a piece around the subject: pixels a side, frames
-SQUARED = 4.0
 KL = 5e-5
 
 
@@ -55,18 +55,6 @@ def to_clips(video: Tensor) -> NDArray[np.uint8]:
     """The way back from `to_video`, values outside the range cut."""
     levels = ((video.float() + 1) * 127.5).round().clamp(0, 255).byte()
     return levels.permute(0, 2, 3, 4, 1).numpy()  # n f h w 3
-
-
-def video_vae_loss(vae: AutoencoderKLCogVideoX, video: Tensor, generator: torch.Generator) -> Tensor:
-    """Absolute plus SQUARED times the squared error of the reconstruction, plus KL times the divergence; scalar."""
-    with torch.autocast(video.device.type, torch.bfloat16):
-        mean, log_variance = vae._encode(video).float().chunk(2, dim=1)
-        log_variance = log_variance.clamp(-30, 20)
-        latents = mean + torch.exp(0.5 * log_variance) * torch.randn(mean.shape, generator=generator)
-        decoded = vae._decode(latents).sample
-    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-    error = decoded.float() - video
-    return error.abs().mean() + SQUARED * error.square().mean() + KL * divergence
 
 
 def train_video_vae(
@@ -103,8 +91,8 @@ def train_video_vae(
         return np.stack([clips[n, f : f + WINDOW, y : y + CROP, x : x + CROP] for n, f, (x, y) in places])
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        parts = video_vae_loss(vae, to_video(pieces(batch, generator)), generator)
-        return parts + video_vae_loss(vae, to_video(view(generator)), generator)
+        parts = vae_loss(vae, to_video(pieces(batch, generator)), generator, KL)
+        return parts + vae_loss(vae, to_video(view(generator)), generator, KL)
 
     trained = vae.decoder if decoder_only else vae
     vae.requires_grad_(False)

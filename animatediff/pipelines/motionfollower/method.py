@@ -90,7 +90,7 @@ class MotionFollowerMethod:
     defaults: Mapping[str, Any] = {"num_frames": 24, "num_inference_steps": 50, "guidance_scale": 7.0}
     inputs = (
         Input("prepared", "folder", help="a prepared folder, which holds all of the following"),
-        Input("source_path", "video", True, "the video to edit, or a prepared folder as prepared", raw=True),
+        Input("source_path", "video", True, "the video to edit", raw=True),
         Input("source_pose_path", "video", False, "skeletons of its person, drawn on black", raw=True),
         Input("target_pose_path", "video", False, "skeletons to follow, aligned to its person", raw=True),
         Input("source_mask_path", "masks", False, "masks of its person", raw=True),
