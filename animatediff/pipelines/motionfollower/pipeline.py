@@ -163,6 +163,7 @@ class MotionFollowerPipeline(VideoPipeline):
                 generator=generator,
                 callback=stepped,
                 options=options,
+                whole_reconstruction=save_reconstruction,
             )
         frames = self._decoded(edited, output_type, decode_chunk_size)
         reference = self._decoded(last["reconstruction"], output_type, decode_chunk_size) if last else None

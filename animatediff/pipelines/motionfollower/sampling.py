@@ -80,9 +80,12 @@ class _Window:
 class _Reconstruction:
     """What one forward of the reconstruction gives."""
 
-    velocity: torch.Tensor
+    velocity: torch.Tensor | None  # None where nothing was run
     features: Features | None  # where the step is guided
     background: KeysValues  # empty outside camera mode
+
+
+NOTHING = _Reconstruction(None, None, {})  # of a step that needs none
 
 
 @dataclass
@@ -141,22 +144,28 @@ def sample(
     noises: Mapping[int, torch.Tensor] | None = None,
     callback: Callback | None = None,
     options: Options | None = None,
+    whole_reconstruction: bool = True,
 ) -> torch.Tensor:
     """The edit's latents (1 4 f h w) from initial noise `latents`, which both branches start from; in its dtype.
 
     The noise of the noisy steps comes from `noises`, by step, or is drawn from `generator`, in order; ValueError
     where a run needs it and has neither. `callback(i, latents, reference)` follows each step and may return both
-    anew. Other arguments as for `step`. The state is float32 whatever the networks' dtype.
+    anew. whole_reconstruction: false ends that branch with the last step that the edit takes something from; the edit
+    is the same. Other arguments as for `step`. The state is float32 whatever the networks' dtype.
     """
     run = _Run(networks, conditions, guidance_scale, guidance_strength, options or Options())
     check_sizes(latents, conditions)
     dtype, latents = latents.dtype, latents.float()
     reference = latents
-    for i in range(len(timesteps(num_inference_steps))):
-        noise = None
-        if rules_at(i, num_inference_steps, guidance_strength, run.options.step_scaling).noisy:
-            noise = _noise(i, latents, dtype, generator, noises)
-        latents, reference = _step(run, i, latents, reference, num_inference_steps, camera, noise)
+    rules = [
+        rules_at(i, num_inference_steps, guidance_strength, run.options.step_scaling)
+        for i in range(len(timesteps(num_inference_steps)))
+    ]
+    last = max((i for i, its in enumerate(rules) if its.takes(camera)), default=-1)
+    for i, its in enumerate(rules):
+        noise = _noise(i, latents, dtype, generator, noises) if its.noisy else None
+        reconstructs = whole_reconstruction or i <= last
+        latents, reference = _step(run, i, latents, reference, num_inference_steps, camera, noise, reconstructs)
         changed = callback(i, latents, reference) if callback else None
         latents, reference = changed or (latents, reference)
     return latents.to(dtype)
@@ -180,6 +189,7 @@ def _step(
     num_inference_steps: int,
     camera: bool,
     noise: torch.Tensor | None,
+    reconstructs: bool = True,
 ) -> Pair:
     rules = rules_at(i, num_inference_steps, run.guidance_strength, run.options.step_scaling)
     if rules.noisy and noise is None:
@@ -196,7 +206,9 @@ def _step(
         for start in starts:
             frames = slice(start, start + length)
             window = run.window(start, start + length)
-            part = kept or _reconstruct(run, window, reference[:, :, frames], rules, injects)
+            part = kept or (
+                _reconstruct(run, window, reference[:, :, frames], rules, injects) if reconstructs else NOTHING
+            )
             kept = part if len(starts) == 1 else None
             v0, g = _edit(run, window, latents[:, :, frames], rules, part)
             for name, value in (("reconstruction", part.velocity), ("plain", v0), ("guidance", g)):
@@ -211,8 +223,9 @@ def _step(
         if rules.noisy:
             latents = _with_noise(latents, x0, eps, noise, _masks(run, latents), rules)
         _check_finite(latents, g, i, num_inference_steps)
-    assert velocity_of_reference is not None  # there was a step
-    return latents, join(*split(reference, velocity_of_reference, rules.timestep), rules.previous)
+    if velocity_of_reference is not None:
+        reference = join(*split(reference, velocity_of_reference, rules.timestep), rules.previous)
+    return latents, reference
 
 
 def _reconstruct(

@@ -29,6 +29,10 @@ class StepRules:
     late: bool  # camera mode acts
     runs: int  # 3 where the guided step is repeated, else 1
 
+    def takes(self, camera: bool) -> bool:
+        """Whether the edit takes something from the reconstruction in this step."""
+        return self.guided or (camera and self.late)
+
 
 def build_scheduler() -> DDIMScheduler:
     """DDIM on linear betas rescaled to zero terminal SNR, v-prediction, trailing timesteps (Lin et al. 2023)."""

@@ -86,6 +86,24 @@ def test_a_run_is_its_steps_and_the_callback_may_change_both(networks, small):
     assert torch.equal(other, torch.zeros_like(latents))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "saved"),
+    [
+        ({}, 3),  # of 8 steps in proportion 0, 1, 2 and 4 are guided
+        ({"guidance_strength": 0.0}, 8),
+        ({"guidance_strength": 0.0, "camera": True}, 0),  # late steps look at the background up to the end
+    ],
+)
+def test_the_reconstruction_ends_with_its_last_use(arguments, saved, networks, small, calls):
+    conditions, latents = small
+    noises = dict.fromkeys(range(8), NOISE)
+    run = {"noises": noises, "options": Options(step_scaling="proportional"), **arguments}
+    whole = sample(networks, latents, conditions, 8, **run)
+    forwards = calls["all"]
+    assert torch.equal(sample(networks, latents, conditions, 8, whole_reconstruction=False, **run), whole)
+    assert 2 * forwards - calls["all"] == saved
+
+
 def test_noise_is_drawn_in_order_and_only_inside_the_target_mask(networks, small):
     conditions, latents = small
     arguments = (networks, 11, latents, latents, conditions)
