@@ -314,6 +314,10 @@ BAD_VALUES = [
     ("num_inference_step=3", "did you mean 'num_inference_steps'?"),
     ("ckpt_path=none.ckpt", f"no weights at none.ckpt (adapter); see {PROJECT}/models/README.md for what"),
     ("dtype=fp16", "dtype is fp16, which the CPU cannot sample in; use dtype=fp32 or dtype=bf16"),
+    (
+        "offload=sequential",
+        "offload is sequential, which feeds a GPU layer by layer, and device is cpu; use offload=none",
+    ),
     ("method=motionclone ckpt_path= use_reference=false", "use_reference is false, which MotionClone has no use for"),
     ("device=mps", "device is 'mps', which this machine does not have; use device=auto"),
     ("lora_paths=[none.safetensors]", "no weights at none.safetensors (LoRA 0)"),
