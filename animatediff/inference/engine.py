@@ -199,7 +199,9 @@ class Engine:
         if device.type == "cpu" and dtype == torch.float16:
             raise UserError("dtype is fp16, which the CPU cannot sample in; use dtype=fp32 or dtype=bf16")
         if device.type == "cpu" and run.offload == "sequential":
-            raise UserError("offload is sequential, which feeds a GPU layer by layer, and device is cpu; use offload=none")
+            raise UserError(
+                "offload is sequential, which feeds a GPU layer by layer, and device is cpu; use offload=none"
+            )
         missing = missing_weights(run)
         if missing:
             raise UserError(next(iter(missing.values())))
