@@ -1,4 +1,4 @@
-"""The shipped weights of models/miniature_dit: DiTFlow moves a subject after a clip and draws what is asked for."""
+"""The shipped weights of models/miniature_dit: DiTFlow moves a subject of the prompt's colour after a clip."""
 
 from pathlib import Path
 
