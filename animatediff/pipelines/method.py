@@ -137,6 +137,7 @@ class ShownPreparation(Protocol):
 
     key: str  # of the input, of kind folder
     clips: tuple[Input, ...]  # what it is made from beside ref_video_path
+    examples: tuple[Path, ...]  # such folders that come with the project
 
     def make(
         self,

@@ -1,4 +1,4 @@
-"""Clips to choose from: those bundled, and uploads, which are checked, named by us, and deleted in time."""
+"""Clips and prepared folders to choose from: those bundled, and uploads, checked, named by us, and deleted in time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from animatediff.data.export import save_video
 from animatediff.data.images import IMAGE_SUFFIXES, is_image
 from animatediff.errors import UserError
 from animatediff.files import read_json, write_json
-from animatediff.pipelines.method import View
+from animatediff.pipelines import METHODS
+from animatediff.pipelines.method import View, attribute
 from animatediff.project import PROJECT
 
 BUNDLED = "assets/references"
@@ -59,11 +60,20 @@ class Clips:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.bundled = {f"bundled-{path.stem}": path for path in sorted((PROJECT / BUNDLED).glob("*.mp4"))}
+        self.examples = {
+            f"{name}-{folder.name}": (folder, preparation)
+            for name in METHODS
+            if (preparation := attribute(METHODS[name], "shown_preparation", None)) is not None
+            for folder in preparation.examples
+        }
 
     def get(self, id: str) -> Clip:
         """The clip of that id. UserError where there is none, or none any more."""
         if id in self.bundled:
             return _bundled(id, self.bundled[id])
+        if id in self.examples:
+            folder, preparation = self.examples[id]
+            return _prepared(id, _title(folder), folder, preparation.views(folder))
         record = self.options.uploads / id / "clip.json"
         if not _ID.fullmatch(id) or not record.is_file():
             raise UserError("that clip is no longer here: uploads are deleted after a while; drop it again")
@@ -119,10 +129,7 @@ class Clips:
             found = views(folder)
             for number, view in enumerate(found):
                 save_video(parent / f"view-{number}.mp4", view.frames)
-            told = tuple({"title": view.title, "subject": view.subject} for view in found)
-            height, width = found[0].frames.shape[1:3] if found else (0, 0)
-            count = len(found[0].frames) if found else 0
-            clip = Clip(parent.name, title, str(folder), count, count / 8, width, height, (), told)
+            clip = _prepared(parent.name, title, folder, found)
             write_json(parent / "clip.json", asdict(clip))
             return clip
         except BaseException:
@@ -134,7 +141,11 @@ class Clips:
         clip = self.get(id)
         if not 0 <= number < len(clip.views):
             raise UserError(f"there is no view {number}; the preparation has {len(clip.views)}")
-        return Path(clip.path).parent / f"view-{number}.mp4"
+        file = self.options.uploads / id / f"view-{number}.mp4"
+        if id in self.examples and not file.is_file():
+            folder, preparation = self.examples[id]
+            save_video(file, preparation.views(folder)[number].frames)
+        return file
 
     def tidy(self, text: str) -> str:
         """`text` without the folder that an upload lies in."""
@@ -143,7 +154,7 @@ class Clips:
     def touch(self, ids: Collection[str]) -> None:
         """Begin the time of these clips anew."""
         for id in ids:
-            if id not in self.bundled:
+            if id not in self.bundled and id not in self.examples:
                 (self.options.uploads / id).touch()
 
     def sweep(self, in_use: Collection[str] = ()) -> None:
@@ -202,8 +213,19 @@ class Clips:
 def _bundled(id: str, path: Path) -> Clip:
     with open_source(path) as source:
         height, width = source.read([0]).shape[1:3]
-        title = path.stem.split("-", 1)[-1].replace("-", " ")
-        return Clip(id, title, str(path), len(source.times), round(source.end, 3), width, height)
+        return Clip(id, _title(path), str(path), len(source.times), round(source.end, 3), width, height)
+
+
+def _prepared(id: str, title: str, folder: Path, views: Sequence[View]) -> Clip:
+    """What a preparation left in `folder`, as a clip."""
+    told = tuple({"title": view.title, "subject": view.subject} for view in views)
+    count, height, width = views[0].frames.shape[:3] if views else (0, 0, 0)
+    return Clip(id, title, str(folder), count, count / 8, width, height, (), told)
+
+
+def _title(bundled: Path) -> str:
+    """Of "00-two-words.mp4": "two words"."""
+    return bundled.stem.split("-", 1)[-1].replace("-", " ").replace("_", " ")
 
 
 @functools.lru_cache(maxsize=64)

@@ -44,7 +44,7 @@ class Shown:
         reference = Path(str(record.get("reference", "")))
         return {name: record.get(name) for name in wanted} | {
             "id": self.id,
-            "reference": reference.stem,
+            "reference": self.output.parent.name,
             "when": self.changed,
             "warnings": [_without_folders(line) for line in record.get("warnings") or []],
             "steps": record["config"].get("num_inference_steps"),

@@ -53,7 +53,7 @@ def offered(method: str) -> list[FormField]:
 
 def read_order(body: Mapping[str, Any], presets: Mapping[str, Preset], clips: Clips, options: Options) -> Order:
     """The order that a JSON object stands for; UserError for the first thing in it that is not to be had."""
-    body = check_object(dict(body), "the request", KEYS, required=["preset", "clip"])
+    body = check_object(dict(body), "the request", KEYS, required=["preset"])
     preset = presets.get(body["preset"])
     if preset is None:
         raise UserError(f"there is no preset {shown(body['preset'])}; {nearest(body['preset'], list(presets))}")
@@ -65,9 +65,8 @@ def read_order(body: Mapping[str, Any], presets: Mapping[str, Preset], clips: Cl
         if key not in known:
             raise UserError(f"there is no setting {shown(key)}; {nearest(key, sorted(known))}")
         texts[key] = text
-    clip = clips.get(body["clip"])
-    given: dict[str, Any] = {"ref_video_path": clip.path, "output_dir": str(options.output)}
-    method, used = METHODS[preset.method], [clip.id]
+    given: dict[str, Any] = {"output_dir": str(options.output)}
+    method, used = METHODS[preset.method], []
     allowed = {field.key for field in offered(preset.method)}
     given |= {key: body[key] for key in ASKED_APART if body.get(key) is not None and key in allowed}
     for text in (given.get("prompt", ""), *texts.values()):
@@ -76,6 +75,12 @@ def read_order(body: Mapping[str, Any], presets: Mapping[str, Preset], clips: Cl
     if method.needs_prompt and not given.get("prompt", "").strip():
         raise UserError("the prompt is empty; say what the new video shows")
     sent = body.get("inputs", {})
+    if "clip" in body:
+        clip = clips.get(body["clip"])
+        used.append(clip.id)
+        given["ref_video_path"] = clip.path
+    elif not any(sent.get(wanted.key) for wanted in inputs_of(preset.method) if wanted.kind == "folder"):
+        raise UserError("the request lacks clip; choose a clip, or a prepared folder that holds one")
     for wanted in inputs_of(preset.method):
         found = [clips.get(id) for id in sent.get(wanted.key, [])]
         used += [one.id for one in found]

@@ -160,7 +160,7 @@ def starting(house: House) -> dict[str, Any]:
     """Everything that the page is made of: methods with their forms, presets, bundled clips, limits."""
     options = house.options
     return {
-        "methods": [_method(name) for name in METHODS],
+        "methods": [_method(name, house) for name in METHODS],
         "presets": [
             {
                 "key": preset.key,
@@ -183,7 +183,7 @@ def starting(house: House) -> dict[str, Any]:
     }
 
 
-def _method(name: str) -> dict[str, Any]:
+def _method(name: str, house: House) -> dict[str, Any]:
     method = METHODS[name]
     preparation = attribute(method, "shown_preparation", None)
     open_keys = {field.key for field in offered(name)}
@@ -196,7 +196,13 @@ def _method(name: str) -> dict[str, Any]:
         "inputs": [vars(given) for given in inputs_of(name) if given.kind != "folder"],
         "preparation": None
         if preparation is None
-        else {"key": preparation.key, "clips": [vars(given) for given in preparation.clips]},
+        else {
+            "key": preparation.key,
+            "clips": [vars(given) for given in preparation.clips],
+            "examples": [
+                house.clips.get(id).told() for id, (_, of) in house.clips.examples.items() if of is preparation
+            ],
+        },
         "fields": [_field(field) for field in fields],
     }
 

@@ -10,6 +10,7 @@ import numpy as np
 from animatediff.data.video import read_frames
 from animatediff.pipelines.method import Input, Run, View
 from animatediff.pipelines.motionfollower.prepare import PrepareOptions, prepare
+from animatediff.project import PROJECT
 
 TINT = np.array([255, 90, 60], np.float32)  # of a mask over its frames
 SHADE = 0.55  # of frames under a skeleton
@@ -20,6 +21,7 @@ class MotionFollowerPreparation:
 
     key = "prepared"
     clips: tuple[Input, ...] = (Input("source_path", "video", True, "the video to edit"),)
+    examples = tuple(sorted((PROJECT / "assets/people").glob("*/")))  # the miniature's
 
     def make(
         self,

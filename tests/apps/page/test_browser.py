@@ -138,6 +138,23 @@ def test_from_a_drop_to_a_playing_result(page: Page, served: Served, small: Path
     assert again.read_bytes() == first.read_bytes()
 
 
+def test_a_bundled_pair_is_looked_at_and_used(page: Page, served: Served):
+    page.locator("#methods label:has-text('MotionFollower')").click()
+    assert page.locator("#run").is_disabled()
+    page.locator(".pair").first.click()
+    page.locator("#views h3").first.wait_for()
+    assert page.locator("#views button.frame").count() == 0
+    assert page.locator("#tiles input:checked").count() == 0
+    set_steps(page, 2)
+    page.locator("#run:has-text('Make the video'):enabled").click()
+    result = ask(served, f"results/{result_of(page)}")
+    assert (result["method"], result["steps"]) == ("motionfollower", 2)
+    assert result["reference"] in page.locator("#outcome").text_content()
+    page.locator("#tiles input").first.check(force=True)
+    assert page.locator(".pair[aria-pressed=true]").count() == 0
+    assert page.locator("#run").is_disabled()
+
+
 def test_a_reload_returns_to_the_job_and_cancel_leaves_nothing(page: Page, served: Served):
     before = sorted(served.options.output.rglob("*"))
     set_steps(page, 150)

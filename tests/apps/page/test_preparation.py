@@ -6,6 +6,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from animatediff.apps.forms import Preset
@@ -28,7 +29,7 @@ from tests.browser import Browser
 
 
 class Preparation:
-    key = "prepared"
+    key, examples = "prepared", ()
     clips = (Input("source_path", "video", True, "the video to edit"),)
 
     def __init__(self) -> None:
@@ -108,6 +109,22 @@ def test_what_was_prepared_is_an_input_of_the_job(posed: Posed, tmp_path: Path, 
     with pytest.raises(UserError, match="expected x and y, each from 0 to 1"):
         house.submit_preparation(body | {"subjects": {"source_path": [2.0, 0.0]}}, "a")
     house.close()
+
+
+def test_a_bundled_pair_is_an_input_too(house: House):
+    id, (folder, preparation) = next(iter(house.clips.examples.items()))
+    method = id.removesuffix(f"-{folder.name}")
+    clip = house.clips.get(id)
+    views = preparation.views(folder)
+    assert [view["title"] for view in clip.views] == [view.title for view in views]
+    shown = read_frames(house.clips.view(id, 0), None).frames
+    assert np.abs(shown.astype(float) - views[0].frames).mean() < 8  # but for what H.264 loses
+
+    order = {"preset": f"{method}/miniature", "inputs": {preparation.key: [id]}}
+    run = read_order(order, house.presets, house.clips, house.options).run
+    assert (Path(run.prepared), run.ref_video_path) == (folder, "")
+    with pytest.raises(UserError, match="the request lacks clip; choose a clip"):
+        read_order(order | {"inputs": {}}, house.presets, house.clips, house.options)
 
 
 def test_found_looked_at_and_corrected_in_the_browser(posed: Posed, browser: Browser, tmp_path: Path, small: Path):

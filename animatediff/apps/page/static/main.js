@@ -17,7 +17,7 @@ async function begin() {
   told = await ask("start");
   duo = new Duo($("#duo"));
   trim = new Trim($("#trim"), keep, (part) => { if (!location.hash.includes("=")) duo.part = part; });
-  inputs = new Inputs($("#inputs"), ready);
+  inputs = new Inputs($("#inputs"), ready, chooseExample);
   settings = new Settings($("#drawer"), {order, changed: (count) => {
     $("#changed").textContent = count;
     $("#changed").hidden = count === 0;
@@ -74,8 +74,8 @@ function showTheme() {
 function order() {
   const method = state.method;
   return {
-    preset: state.preset.key, clip: state.clip.id, settings: settings.values,
-    inputs: inputs.preparing ? {[method.preparation.key]: [prepared.id]} : inputs.ids,
+    preset: state.preset.key, ...(inputs.pair ? {} : {clip: state.clip.id}), settings: settings.values,
+    inputs: inputs.preparing ? {[method.preparation.key]: [inputs.pair ?? prepared.id]} : inputs.ids,
     ...(method.needs_prompt ? {prompt: $("#prompt").value} : {}),
     ...(method.can_trim ? trim.part : {}),
   };
@@ -98,7 +98,6 @@ async function restore() {
   const clip = [...state.uploads, ...told.clips].find((one) => one.id === form.clip) || told.clips[0];
   $("#prompt").value = form.prompt ?? told.prompts[0] ?? "";
   state.clip = clip;
-  drawTiles();
   trim.show(clip, clip.id === form.clip ? form.start : null, clip.id === form.clip ? form.duration : null);
   const preset = told.presets.find((one) => one.key === form.preset) || told.presets[0];
   choosePreset(preset.key);
@@ -124,6 +123,7 @@ function choosePreset(key) {
   $("#content").hidden = !method.needs_prompt;
   $("#trim").hidden = !method.can_trim;
   inputs.show(method);
+  drawTiles();
   settings.show(method, preset, state.chosen[preset.key]);
   ready();
   keep();
@@ -131,11 +131,14 @@ function choosePreset(key) {
 
 function ready() {
   $("#run").disabled = state.preset.missing.length > 0 || !inputs.complete;
-  $("#run").textContent = inputs.preparing && !prepared.isOf(basis()) ? "Prepare" : "Make the video";
+  $("#run").textContent = mustPrepare() ? "Prepare" : "Make the video";
 }
+
+function mustPrepare() { return inputs.preparing && !inputs.pair && !prepared.isOf(basis()); }
 
 // What a preparation is made from.
 function basis() {
+  if (inputs.pair) return {preset: state.preset.key, example: inputs.pair};
   const clips = Object.fromEntries(Object.entries(inputs.ids).map(([key, ids]) => [key, ids[0]]));
   return {preset: state.preset.key, clip: state.clip.id, clips};
 }
@@ -145,6 +148,13 @@ async function prepare(subjects = {}) {
   location.hash = `job=${(await ask("preparations", {...basis(), subjects})).id}`;
 }
 
+// A bundled preparation, to be looked at as one of one's own.
+function chooseExample(id) {
+  prepared.begin(basis(), {});
+  drawTiles();
+  location.hash = `prepared=${id}`;
+}
+
 function drawTiles(sending = null) {
   const tile = (clip) => {
     const video = h("video", {src: `page/clips/${clip.id}/play`, autoplay: true, loop: true, playsInline: true, tabIndex: -1,
@@ -152,7 +162,7 @@ function drawTiles(sending = null) {
     video.muted = true;
     video.play().catch(() => {});
     return h("label.tile", {title: clip.title}, h("input", {type: "radio", name: "clip", value: clip.id,
-      checked: clip.id === state.clip?.id, "aria-label": clip.title, onchange: () => chooseClip(clip)}), video);
+      checked: clip.id === state.clip?.id && !inputs.pair, "aria-label": clip.title, onchange: () => chooseClip(clip)}), video);
   };
   $("#tiles").replaceChildren(
     h("button.tile.drop#drop", {type: "button", onclick: () => $("#file").click(), "aria-label": "Choose a clip of yours"},
@@ -162,6 +172,7 @@ function drawTiles(sending = null) {
 
 function chooseClip(clip) {
   state.clip = clip;
+  inputs.choose(null);
   complain("#clip-error", "");
   trim.show(clip);
   ready();
@@ -222,11 +233,11 @@ async function route() {
 }
 
 function showIdle() {
-  const {clip} = state;
+  const clip = inputs.pair ? inputs.driving : {...state.clip, url: `page/clips/${state.clip.id}/play`};
   $("#clip-facts").textContent = `${clip.title}, ${clip.seconds.toFixed(1)} s, ${clip.width}×${clip.height}`;
   $("#outcome").replaceChildren();
   showRecent();
-  duo.load([`page/clips/${clip.id}/play`, null], {fps: Math.max(1, Math.min(clip.frames, 96) / clip.seconds),
+  duo.load([clip.url, null], {fps: Math.max(1, Math.min(clip.frames, 96) / clip.seconds),
     frames: Math.min(clip.frames, 96), captions: ["Reference", "Result"]});
   duo.part = state.method.can_trim ? trim.seconds_used : null;
   duo.cover(1, h("p.empty-text", {}, "Your video will be here."));
@@ -249,7 +260,7 @@ async function run() {
   complain("#form-error", "");
   $("#run").disabled = true;
   try {
-    if (inputs.preparing && !prepared.isOf(basis())) await prepare();
+    if (mustPrepare()) await prepare();
     else location.hash = `job=${(await ask("jobs", order())).id}`;
   } catch (error) {
     complain("#form-error", error.message);
@@ -260,7 +271,8 @@ async function run() {
 async function showPrepared(id) {
   $("#outcome").replaceChildren();
   showRecent();
-  await prepared.show(id);
+  if (inputs.isExample(id)) inputs.choose(id);
+  await prepared.show(id, inputs.pair === id);
   ready();
 }
 

@@ -21,14 +21,15 @@ export class Prepared {
   // Whether what was found is of these clips.
   isOf(basis) { return this.id !== null && this.basis === JSON.stringify(basis); }
 
-  async show(id) {
+  // final: as it is, whoever is meant in it.
+  async show(id, final = false) {
     const clip = await ask(`clips/${id}`);
     this.id = id;
     try { [this.basis, this.subjects] = JSON.parse(sessionStorage.getItem("prepared")); } catch { /* another visit's */ }
     this.root.replaceChildren(
-      h("p", {}, h("strong", {}, "Is this right? "), clip.views.some((view) => view.subject)
+      h("p", {}, h("strong", {}, "Is this right? "), !final && clip.views.some((view) => view.subject)
         ? "If another person is meant, click on them. Otherwise make the video." : "Then make the video."),
-      h("ul", {}, clip.views.map((view, number) => this.view(id, view, number))));
+      h("ul", {}, clip.views.map((view, number) => this.view(id, final ? {...view, subject: ""} : view, number))));
   }
 
   view(id, view, number) {
