@@ -138,6 +138,19 @@ def test_from_a_drop_to_a_playing_result(page: Page, served: Served, small: Path
     assert again.read_bytes() == first.read_bytes()
 
 
+def test_what_was_found_leaves_the_form_in_reach_on_a_phone(browser: Browser, served: Served):
+    with visitor(browser, served, PHONE, has_touch=True) as context:
+        page = context.pages[0]
+        page.locator("#methods label:has-text('MotionFollower')").click()
+        page.locator(".pair").first.click()
+        page.locator("#views h3").first.wait_for()
+        found, form = page.locator("#views").bounding_box(), page.locator("#form").bounding_box()
+        assert found is not None
+        assert form is not None
+        assert found["y"] + found["height"] <= form["y"]
+        assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+
+
 def test_a_bundled_pair_is_looked_at_and_used(page: Page, served: Served):
     page.locator("#methods label:has-text('MotionFollower')").click()
     assert page.locator("#run").is_disabled()
