@@ -49,6 +49,8 @@ def read_options(arguments: Sequence[str] | None, description: str | None) -> Op
             f"--host {told.host} lets other machines in, so --auth USER:PASSWORD is needed; leave --host out to keep "
             "the page to this machine"
         )
+    if told.mcp and importlib.util.find_spec("mcp") is None:
+        raise UserError('--mcp needs the package mcp; pip install "gradio[mcp]", or leave --mcp out')
     check_writable(Path(told.output), "--output")
     return Options(
         output=Path(told.output),

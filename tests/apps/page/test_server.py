@@ -312,9 +312,11 @@ class TestCommand:
             (["dtype=fp64"], "dtype is 'fp64'"),
             (["ditflow.loss=moft"], "ditflow"),
             (["--colour", "red"], "--colour"),
+            (["--mcp"], r'--mcp needs the package mcp; pip install "gradio\[mcp\]"'),
         ],
     )
-    def test_a_mistake_is_one_line(self, flags, words, tmp_path):
+    def test_a_mistake_is_one_line(self, flags, words, tmp_path, monkeypatch):
+        monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(UserError, match=words):
             command.read_options([*flags, "--output", str(tmp_path)], None)
 
