@@ -20,7 +20,7 @@ import yaml
 from animatediff.config import BASE, default_of, items_of, read_layers
 from animatediff.inference.run import missing_weights, run_of, run_schema
 from animatediff.pipelines import METHODS, method_named
-from animatediff.pipelines.method import Input, Method, Run, attribute
+from animatediff.pipelines.method import Input, Method, Run, ShownPreparation, attribute
 from animatediff.project import PROJECT, as_called
 
 KINDS = ("text", "choice", "switch", "whole", "number", "list")
@@ -106,6 +106,12 @@ def settings_fields(method: str) -> tuple[FormField, ...]:
         _field(f"{method}.{entry.name}", hints[entry.name], default_of(entry), entry.metadata, "settings")
         for entry in fields(settings)
     )
+
+
+def preparations() -> dict[str, ShownPreparation]:
+    """Method -> how it makes one of its inputs, a folder; methods that make none are left out."""
+    found = {name: attribute(METHODS[name], "shown_preparation", None) for name in METHODS}
+    return {name: preparation for name, preparation in found.items() if preparation is not None}
 
 
 def inputs_of(method: str) -> tuple[Input, ...]:

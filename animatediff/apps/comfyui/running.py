@@ -29,7 +29,6 @@ from animatediff.inference.engine import Extracted, Result
 from animatediff.inference.jobs import Job
 from animatediff.inference.outputs import frames_per_second, write
 from animatediff.inference.run import (
-    completed,
     content_hash,
     fingerprint,
     located,
@@ -94,24 +93,14 @@ def presets() -> dict[str, forms.Preset]:
 
 @functools.cache
 def examples() -> Mapping[str, frozenset[str]]:
-    """What comes with this project under assets/: clips, and folders that hold all of a method's inputs.
+    """What comes with this project under assets/: clips, and folders that a method's preparation would make.
 
     Name -> the methods that it is for.
     """
     found = {path: frozenset(METHODS) for path in sorted((ASSETS / "references").glob("*.mp4"))}
-    for method, key in _folder_inputs().items():
-        for folder in sorted(path for path in ASSETS.glob("**") if path != ASSETS):
-            try:
-                completed(_changed(run_schema(method)(), {key: str(folder)}))
-            except UserError:
-                continue
-            found[folder] = found.get(folder, frozenset()) | {method}
+    for method, preparation in forms.preparations().items():
+        found |= {folder: found.get(folder, frozenset()) | {method} for folder in preparation.examples}
     return {path.relative_to(ASSETS).as_posix(): methods for path, methods in found.items()}
-
-
-def _folder_inputs() -> dict[str, str]:
-    """Method -> its input that stands for a folder of all its others."""
-    return {name: each.key for name, method in METHODS.items() for each in method.inputs if each.kind == "folder"}
 
 
 def with_example(run: Run, example: str) -> Run:
@@ -120,8 +109,8 @@ def with_example(run: Run, example: str) -> Run:
     if run.method not in examples()[example]:
         fitting = next((name for name, methods in examples().items() if run.method in methods), NONE)
         raise UserError(f"example is '{example}', which is none for method={run.method}; choose '{fitting}'")
-    folder = _folder_inputs().get(run.method)
-    return _changed(run, {folder: path} if folder and Path(path).is_dir() else {"ref_video_path": path})
+    is_folder = Path(path).is_dir()
+    return _changed(run, {forms.preparations()[run.method].key if is_folder else "ref_video_path": path})
 
 
 def _changed(run: Run, values: Mapping[str, Any]) -> Run:

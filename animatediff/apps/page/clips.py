@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from animatediff.apps.forms import preparations
 from animatediff.apps.page.options import PROGRAMS, UPLOADS, Options
 from animatediff.data.decode import VIDEO_SUFFIXES, open_source
 from animatediff.data.export import save_video
 from animatediff.data.images import IMAGE_SUFFIXES, is_image
 from animatediff.errors import UserError
 from animatediff.files import read_json, write_json
-from animatediff.pipelines import METHODS
-from animatediff.pipelines.method import View, attribute
+from animatediff.pipelines.method import View
 from animatediff.project import PROJECT
 
 BUNDLED = "assets/references"
@@ -62,8 +62,7 @@ class Clips:
         self.bundled = {f"bundled-{path.stem}": path for path in sorted((PROJECT / BUNDLED).glob("*.mp4"))}
         self.examples = {
             f"{name}-{folder.name}": (folder, preparation)
-            for name in METHODS
-            if (preparation := attribute(METHODS[name], "shown_preparation", None)) is not None
+            for name, preparation in preparations().items()
             for folder in preparation.examples
         }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from animatediff.apps.forms import FormField, Preset, fields_of, inputs_of, run_with
+from animatediff.apps.forms import FormField, Preset, fields_of, inputs_of, preparations, run_with
 from animatediff.apps.page.clips import Clip, Clips
 from animatediff.apps.page.options import Options
 from animatediff.errors import UserError, nearest, shown
@@ -15,7 +15,7 @@ from animatediff.files import check_object
 from animatediff.inference.jobs import WISHES
 from animatediff.inference.run import check, completed
 from animatediff.pipelines import METHODS
-from animatediff.pipelines.method import Run, attribute
+from animatediff.pipelines.method import Run
 
 KEYS: dict[str, Any] = {
     "preset": str,
@@ -97,7 +97,7 @@ def read_preparation(body: Mapping[str, Any], presets: Mapping[str, Preset], cli
     """The order for a method's preparation: {"preset", "clip", "clips": {key: id}, "subjects": {key: [x, y]}}."""
     body = check_object(dict(body), "the request", PREPARATION_KEYS, required=["preset", "clip", "clips"])
     preset = presets.get(body["preset"])
-    preparation = None if preset is None else attribute(METHODS[preset.method], "shown_preparation", None)
+    preparation = None if preset is None else preparations().get(preset.method)
     if preset is None or preparation is None:
         raise UserError(f"preset {shown(body['preset'])} has nothing to prepare")
     driving = clips.get(body["clip"])

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from animatediff.apps.forms import FormField, command_of, inputs_of, text_of, title_of, values_of, yaml_of
+from animatediff.apps.forms import FormField, command_of, inputs_of, preparations, text_of, title_of, values_of, yaml_of
 from animatediff.apps.page.desk import Desk, Ticket
 from animatediff.apps.page.gallery import FILES
 from animatediff.apps.page.house import House
@@ -18,7 +18,6 @@ from animatediff.apps.page.orders import ASKED_APART, offered, read_order
 from animatediff.errors import UserError
 from animatediff.files import check_object, parse_json
 from animatediff.pipelines import METHODS
-from animatediff.pipelines.method import attribute
 
 STATIC = Path(__file__).with_name("static")
 LARGEST_BODY = 100_000  # bytes of a request in JSON
@@ -185,7 +184,7 @@ def starting(house: House) -> dict[str, Any]:
 
 def _method(name: str, house: House) -> dict[str, Any]:
     method = METHODS[name]
-    preparation = attribute(method, "shown_preparation", None)
+    preparation = preparations().get(name)
     open_keys = {field.key for field in offered(name)}
     fields = [field for field in offered(name) if field.key not in ASKED_APART]
     return {
