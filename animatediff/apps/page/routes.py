@@ -109,7 +109,7 @@ def build(house: House) -> APIRouter:
             picture = house.desk.get(id).preview
         except UserError as error:
             return _error(error)
-        return Response(picture, media_type="image/jpeg") if picture else Response(status_code=404)
+        return Response(picture, media_type="image/jpeg") if picture else Response(status_code=204)  # the job has ended
 
     @router.get("/page/results")
     async def results() -> Response:

@@ -195,11 +195,12 @@ def test_bad_uploads_are_told_in_one_line_and_leave_nothing(page: Page, served: 
 
 def test_two_visitors_get_their_own_results(browser: Browser, served: Served):
     with visitor(browser, served) as one, visitor(browser, served, PHONE, has_touch=True) as two:
-        for context, prompt, steps in ((one, "a white star", 8), (two, "a green circle", 2)):
+        for context, prompt, steps in ((one, "a white star", 12), (two, "a green circle", 2)):
             context.pages[0].fill("#prompt", prompt)
             set_steps(context.pages[0], steps)
-        for context in (one, two):
-            context.pages[0].click("#run")
+        one.pages[0].click("#run")
+        one.pages[0].locator(".running").wait_for()  # it is in before the other asks
+        two.pages[0].click("#run")
         two.pages[0].locator(".running:has-text('In the queue: one job before yours')").wait_for()
         found = [ask(served, f"results/{result_of(context.pages[0])}")["prompt"] for context in (one, two)]
         assert found == ["a white star", "a green circle"]
