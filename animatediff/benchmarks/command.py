@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             share = SHARES[part] / sum(SHARES[name] for name in parts)
             own = replace(setup, seconds=60 * options.minutes * share)
             try:
-                results[part] = measure(part, own, options) | {"setup": asdict(own)}
+                results[part] = {"setup": asdict(own)} | measure(part, own, options)
             except UserError as error:
                 results[part], failed = {"skipped": str(error)}, True
         report["seconds"] = time.perf_counter() - started

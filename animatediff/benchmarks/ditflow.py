@@ -7,6 +7,7 @@ tokens at once, runs the updates to the end of the guided block, and the two pas
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def measure_ditflow(setup: Setup) -> dict[str, Any]:
     """Time of each of STEPS, interleaved in one process; peak memory, each in its own; how far results differ."""
     found = isolated(ditflow_times, setup)
     memory = {name: isolated(ditflow_memory, setup, name) for name in STEPS}
-    return found | {"memory": compare_memory(memory, "published")}
+    return found | {"memory": compare_memory(memory, "published"), "setup": asdict(setup)}
 
 
 def ditflow_times(setup: Setup) -> dict[str, Any]:

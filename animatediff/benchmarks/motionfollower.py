@@ -9,7 +9,7 @@ after the last run, too; and in camera mode keeps keys and values of thirty step
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -57,7 +57,7 @@ def measure_motionfollower(setup: Setup) -> dict[str, Any]:
     """Time of each of STEPS, interleaved in one process; peak memory, each in its own; how far results differ."""
     found = isolated(motionfollower_times, setup)
     memory = {name: isolated(motionfollower_memory, setup, name) for name in STEPS}
-    return found | {"memory": compare_memory(memory, "published")}
+    return found | {"memory": compare_memory(memory, "published"), "setup": asdict(setup)}
 
 
 def motionfollower_times(setup: Setup) -> dict[str, Any]:

@@ -52,6 +52,7 @@ NEIGHBOURS = (
 )
 PAIRS = 8  # of channels of each axis in such a head: the highest frequencies
 SHARPNESS = 1.4
+ALIKE = 5  # the block in which tokens look at tokens like them, see `look_at_alike`
 PIECE_TIMES = 800  # see train_dit
 DROP = 0.1  # share of captions replaced by the empty prompt, for classifier-free guidance
 
@@ -59,7 +60,7 @@ DROP = 0.1  # share of captions replaced by the empty prompt, for classifier-fre
 def build_dit(config: dict[str, Any] = CONFIG) -> CogVideoXTransformer3DModel:
     """An untrained transformer. Every block starts as the identity (DiT's adaLN-Zero) and the output as zero.
 
-    Heads look at neighbours: see `look_at`.
+    Heads look at neighbours, in block ALIKE at tokens like them: see `look_at`, `look_at_alike`.
     """
     transformer = CogVideoXTransformer3DModel(**config)
     silent = [transformer.proj_out]
@@ -72,6 +73,8 @@ def build_dit(config: dict[str, Any] = CONFIG) -> CogVideoXTransformer3DModel:
         transformer.patch_embed.proj.weight.mul_(0.5)  # positions decide at first
     for block, offsets in zip(transformer.transformer_blocks, NEIGHBOURS, strict=False):
         look_at(block.attn1, offsets, transformer.config)
+    for block in transformer.transformer_blocks[ALIKE : ALIKE + 1]:
+        look_at_alike(block.attn1)
     return transformer
 
 
@@ -105,6 +108,26 @@ def look_at(attention: Attention, offsets: Sequence[tuple[int, int, int]], confi
     if offsets:
         for norm in (attention.norm_q, attention.norm_k):
             norm.weight.fill_(SHARPNESS)
+
+
+@torch.no_grad()
+def look_at_alike(attention: Attention) -> None:
+    """Make queries and keys one random rotation of the tokens: attention is likeness (shared-QK, arXiv 2001.04451).
+
+    Training leaves them so (`alike_layers`) and shapes the tokens instead, so that what moves is like itself.
+    """
+    nn.init.orthogonal_(attention.to_q.weight)
+    attention.to_k.weight.copy_(attention.to_q.weight)
+    for layer in (attention.to_q, attention.to_k):
+        nn.init.zeros_(layer.bias)
+    for norm in (attention.norm_q, attention.norm_k):
+        norm.weight.fill_(SHARPNESS)
+
+
+def alike_layers(transformer: CogVideoXTransformer3DModel) -> list[nn.Module]:
+    """What makes the queries and keys of block ALIKE."""
+    chosen = [block.attn1 for block in transformer.transformer_blocks[ALIKE : ALIKE + 1]]
+    return [layer for a in chosen for layer in (a.to_q, a.to_k, a.norm_q, a.norm_k)]
 
 
 def build_dit_scheduler() -> CogVideoXDDIMScheduler:
@@ -154,8 +177,10 @@ def train_dit(
 
     empty [LENGTH, WIDTH]: the empty prompt's embedding. A piece is PIECE latents a side around the subject, under the
     positions it has in the frame: a subject for a fifth of the cost, and outlines are learnt last. Above PIECE_TIMES
-    none can be seen. The matrices of the blocks are trained by Muon, everything else by AdamW.
+    none can be seen. The matrices of the blocks are trained by Muon, everything else by AdamW, `alike_layers` not.
     """
+    for layer in alike_layers(transformer):
+        layer.requires_grad_(False)
     alphas = build_dit_scheduler().alphas_cumprod.float()
     dialect = CogVideoX(transformer)
     table = dialect.default_positions(1, *frames.latents.shape[-2:])  # 1 h*w/4 c

@@ -14,7 +14,16 @@ from animatediff.errors import UserError
 from animatediff.evaluation.measures import Sample, load_measure
 from animatediff.miniature import dit_stages
 from animatediff.miniature.base import take_pieces
-from animatediff.miniature.dit import build_dit, build_dit_scheduler, piece_corners, video_importance
+from animatediff.miniature.dit import (
+    ALIKE,
+    Examples,
+    alike_layers,
+    build_dit,
+    build_dit_scheduler,
+    piece_corners,
+    train_dit,
+    video_importance,
+)
 from animatediff.miniature.heldout import heldout_jobs
 from animatediff.miniature.loop import train
 from animatediff.miniature.motions import sample_motion
@@ -135,6 +144,33 @@ def test_an_untrained_transformer_predicts_zero():
     latents, text = torch.randn(1, 5, CHANNELS, 16, 16), torch.randn(1, LENGTH, 64)
     with torch.no_grad():
         assert not transformer(latents, text, torch.tensor([500])).sample.any()
+
+
+def test_tokens_look_at_those_like_them_before_and_after_training(tmp_path):
+    torch.manual_seed(0)
+    transformer = build_dit()
+    before = [parameter.clone() for layer in alike_layers(transformer) for parameter in layer.parameters()]
+    generator = torch.Generator().manual_seed(0)
+    frames = Examples(
+        torch.randn(4, 1, CHANNELS, 16, 16, generator=generator),
+        torch.randn(4, LENGTH, 64, generator=generator),
+        torch.ones(4, 1, 16, 16),
+        torch.ones(4),
+    )
+    train_dit("frames", transformer, frames, frames, frames.text[0], 2, 2, 0, 1e-2, tmp_path / "x.pt", 0)
+    after = [parameter for layer in alike_layers(transformer) for parameter in layer.parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert transformer.proj_out.weight.any()
+
+    attention = transformer.transformer_blocks[ALIKE].attn1
+    tokens = torch.randn(40, attention.to_q.in_features, generator=generator)
+    query, key = (
+        norm(part(tokens).unflatten(-1, (3, 64)))
+        for norm, part in ((attention.norm_q, attention.to_q), (attention.norm_k, attention.to_k))
+    )
+    likeness = torch.einsum("ihd,jhd->ij", query, key)
+    assert torch.equal(likeness.argmax(dim=1), torch.arange(40))
+    torch.testing.assert_close(likeness, likeness.T)
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one():
