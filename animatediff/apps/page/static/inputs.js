@@ -27,7 +27,7 @@ export class Inputs {
     const examples = this.method.preparation.examples;
     const moving = (example, view, number) => {
       const video = h("video", {src: `page/clips/${example.id}/views/${number}`, autoplay: true, loop: true, playsInline: true,
-        tabIndex: -1, "aria-hidden": "true",});
+        tabIndex: -1, "aria-hidden": "true"});
       video.muted = true;
       return video;
     };
