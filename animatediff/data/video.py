@@ -131,7 +131,7 @@ def _choose(
 
 
 def _repeats(path: Path, numbers: list[int], frames: np.ndarray, num_frames: int | None) -> list[str]:
-    """What to say of frames that are taken twice, or are drawings held over several frames."""
+    """What to say of frames that are taken twice, or are held over several frames, as drawings on twos are."""
     distinct = len(set(numbers))
     if distinct == 1:
         if num_frames == 1:
@@ -142,9 +142,9 @@ def _repeats(path: Path, numbers: list[int], frames: np.ndarray, num_frames: int
         lines.append(f"{path} gives {distinct} frames where {num_frames} were asked for; frames are repeated")
     away = [_difference(earlier, later) for earlier, later in pairwise(frames)]
     same = min(_SAME, max(away) / 8)  # slow motion makes small differences, too, but no large ones between them
-    drawings = 1 + sum(difference > same for difference in away)
-    if max(away) > _SAME and drawings <= 0.9 * distinct:  # where nothing moves, nothing is held either
-        lines.append(f"{path} holds its drawings: {drawings} of the {distinct} frames taken are distinct")
+    shown = 1 + sum(difference > same for difference in away)
+    if max(away) > _SAME and shown <= 0.9 * distinct:  # where nothing moves, nothing is held either
+        lines.append(f"{path} shows frames several times: {shown} of the {distinct} taken are distinct")
     return lines
 
 

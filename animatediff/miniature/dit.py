@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,13 @@ from torch.nn import functional
 from animatediff.miniature import t5
 from animatediff.miniature.base import PIECE, subject_importance, take_pieces, velocity_loss
 from animatediff.miniature.loop import train
+from animatediff.miniature.matching import matching_loss
 from animatediff.miniature.muon import muon
 from animatediff.miniature.video_autoencoder import CHANNELS, FRAMES, TIME
 from animatediff.miniature.world import Clip
+from animatediff.models.hooks import capture, stop_after
 from animatediff.pipelines.ditflow.dialects import CogVideoX
+from animatediff.pipelines.ditflow.transformer import in_force
 
 CONFIG: dict[str, Any] = {
     "num_attention_heads": 3,
@@ -29,6 +32,7 @@ CONFIG: dict[str, Any] = {
     "time_embed_dim": 32,
     "in_channels": CHANNELS,
     "out_channels": CHANNELS,
+    "patch_size": 2,
     "text_embed_dim": t5.WIDTH,
     "max_text_seq_length": t5.LENGTH,
     "sample_height": 16,
@@ -53,6 +57,7 @@ NEIGHBOURS = (
 PAIRS = 8  # of channels of each axis in such a head: the highest frequencies
 SHARPNESS = 1.4
 ALIKE = 5  # the block in which tokens look at tokens like them, see `look_at_alike`
+MATCHING = 0.1  # weight of that block's `matching_loss` beside the clips' own
 PIECE_TIMES = 800  # see train_dit
 DROP = 0.1  # share of captions replaced by the empty prompt, for classifier-free guidance
 
@@ -158,6 +163,7 @@ class Examples(NamedTuple):
     text: Tensor  # n LENGTH WIDTH: the embedded captions
     importance: Tensor  # n F h w: the weight of each place
     chances: Tensor  # n: how often each is drawn, up to a factor
+    followed: tuple[Tensor, Tensor] | None = None  # of clips: `points_followed`
 
 
 def train_dit(
@@ -177,7 +183,9 @@ def train_dit(
 
     empty [LENGTH, WIDTH]: the empty prompt's embedding. A piece is PIECE latents a side around the subject, under the
     positions it has in the frame: a subject for a fifth of the cost, and outlines are learnt last. Above PIECE_TIMES
-    none can be seen. The matrices of the blocks are trained by Muon, everything else by AdamW, `alike_layers` not.
+    none can be seen. On clips the attention of block ALIKE is to follow points, both at the step's noise and without
+    any, where a reference is read (`matching_loss`). The matrices of the blocks are trained by Muon, everything else by
+    AdamW, `alike_layers` not.
     """
     for layer in alike_layers(transformer):
         layer.requires_grad_(False)
@@ -199,10 +207,25 @@ def train_dit(
             predicted = transformer(noisy, prompt, time).sample
         return velocity_loss(predicted, clean, noise, alphas[time], weight / weight.mean())
 
+    def matching(clip: Tensor, seen: Mapping[int, tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+        query, key, _ = seen[ALIKE]
+        flow, counts = (values[clip] for values in whole.followed)
+        return matching_loss(query, key, flow, counts, *(side // dialect.patch for side in whole.latents.shape[-2:]))
+
+    def clips_loss(clip: Tensor, clean: Tensor, weight: Tensor, generator: torch.Generator) -> Tensor:
+        time = torch.randint(len(alphas), (batch,), generator=generator)
+        with in_force(dialect, clean, None, None, tapped=[ALIKE]) as taps, capture(taps) as seen:
+            loss = loss_at(clean, weight[:, :, None], whole.text[clip], time, None, generator)
+            if whole.followed is None:
+                return loss
+            at_noise = matching(clip, seen)
+            with stop_after(taps[ALIKE]), torch.autocast(clean.device.type, torch.bfloat16):
+                dialect.run(clean, 0, empty.expand(batch, -1, -1), None)
+            return loss + MATCHING * (at_noise + matching(clip, seen))
+
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         clip, clean, weight = _drawn(whole, batch, generator)
-        time = torch.randint(len(alphas), (batch,), generator=generator)
-        loss = loss_at(clean, weight[:, :, None], whole.text[clip], time, None, generator)
+        loss = clips_loss(clip, clean, weight, generator)
         if not pieces:
             return loss
         clip, clean, weight = _drawn(frames, pieces, generator)

@@ -14,8 +14,9 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from animatediff.config import option, save_config
 from animatediff.files import atomic_folder, atomic_path, read_json, remove_stale_parts, write_json
-from animatediff.miniature.dit import Examples, build_dit, build_dit_scheduler, train_dit, video_importance
+from animatediff.miniature.dit import CONFIG, Examples, build_dit, build_dit_scheduler, train_dit, video_importance
 from animatediff.miniature.loop import processes, rank
+from animatediff.miniature.matching import points_followed
 from animatediff.miniature.stages import StageConfig, camera_chances, once, save_once, wait
 from animatediff.miniature.t5 import build_t5_encoder, build_t5_tokenizer, encode_captions
 from animatediff.miniature.video_autoencoder import FRAMES, build_video_vae, encode_video, even_out, train_video_vae
@@ -101,9 +102,11 @@ def _examples(
     background = 1.0 if length == 1 else config.background_weight
     importance = video_importance(clips, latents.shape[-2:], background)[:, : latents.shape[1]]
     chances = torch.tensor([config.star_weight if clip.content.shape == "star" else 1.0 for clip in clips])
-    if length > 1:
-        chances *= camera_chances([clip.motion.moves_camera for clip in clips], config.camera_share)
-    return Examples(latents, text, importance, chances)
+    if length == 1:
+        return Examples(latents, text, importance, chances)
+    chances *= camera_chances([clip.motion.moves_camera for clip in clips], config.camera_share)
+    tokens = (side // CONFIG["patch_size"] for side in latents.shape[-2:])
+    return Examples(latents, text, importance, chances, points_followed(clips, *tokens))
 
 
 def _vae_stage(config: DitConfig, work: Path, made: AutoencoderKLCogVideoX | None = None) -> AutoencoderKLCogVideoX:

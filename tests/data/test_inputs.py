@@ -118,7 +118,7 @@ def test_held_drawings_are_counted(tmp_path):
     drawings = bar(np.arange(12) / 12)
     path = write(tmp_path / "held.mp4", np.repeat(drawings, 10, axis=0), rate=60)
     clip = read_frames(path, 16)
-    assert clip.warnings == (f"{path} holds its drawings: 12 of the 16 frames taken are distinct",)
+    assert clip.warnings == (f"{path} shows frames several times: 12 of the 16 taken are distinct",)
     assert set(np.bincount(np.array(clip.indices) // 10)) == {1, 2}
     assert read_frames(write(tmp_path / "on ones.mp4", bar(np.arange(60) / 60)), 16).warnings == ()
 

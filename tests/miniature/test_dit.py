@@ -26,6 +26,7 @@ from animatediff.miniature.dit import (
 )
 from animatediff.miniature.heldout import heldout_jobs
 from animatediff.miniature.loop import train
+from animatediff.miniature.matching import matching_loss, points_followed
 from animatediff.miniature.motions import sample_motion
 from animatediff.miniature.muon import muon, orthogonalised
 from animatediff.miniature.t5 import LENGTH, build_t5_encoder, build_t5_tokenizer, encode_captions
@@ -42,6 +43,7 @@ from animatediff.miniature.video_autoencoder import (
 )
 from animatediff.miniature.world import Clip, Content, make_clip
 from animatediff.pipelines.ditflow.dialects import CogVideoX
+from animatediff.pipelines.ditflow.transformer import read_blocks
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "training" / "miniature_dit.yaml"
 TINY = {"clips": 2, "first": 3, "latents": 2, "vae.batch": 1, "decoder.batch": 1, "frames.batch": 2, "video.batch": 2}
@@ -254,6 +256,60 @@ def test_true_flow_of_a_pan_is_the_cameras_and_of_a_line_the_subjects():
     assert flow_errors(-flow, line, 8, 8)["subject_error"] == pytest.approx(
         2 * flow_errors(flow, line, 8, 8)["subject_truth"]
     )
+
+
+def test_points_that_leave_or_stand_still_count_little_and_the_subjects_most():
+    content = Content("circle", "red", "dotted", "grey")
+    line = Clip(content, sample_motion(3, family="line", frames=FRAMES))
+    (flow,), (weight,) = points_followed([line], 8, 8)
+    truth, visible, on = true_flow(line, 8, 8)
+    np.testing.assert_allclose(flow.numpy(), truth, atol=0.01)
+    moving = np.linalg.norm(truth, axis=-1) >= 0.5
+    assert set(weight[visible & on & moving].tolist()) == {3.0}
+    torch.testing.assert_close(weight[visible & ~on].unique(), torch.tensor([0.2]).half())  # only the subject moves
+    assert not weight[~visible].any()
+
+
+def test_matching_is_the_cross_entropy_with_where_points_go():
+    height, width, frames = 3, 4, 2
+    places = height * width
+    flow = torch.zeros(1, frames * frames, places, 2)
+    flow[:, 1] = torch.tensor([1.0, 0.0])  # one token to the right, from frame 0 to frame 1
+    flow[:, 2] = torch.tensor([-0.5, 0.0])  # back by half of one
+    weight = torch.zeros(1, frames * frames, places)
+    weight[:, 0] = 100.0  # a frame with itself: does not count
+    weight[0, 1, 4:7] = 1.0
+    sharp = 40.0
+    query, key = torch.zeros(1, 1, frames * places, 64), torch.zeros(1, 1, frames * places, 64)
+    key[0, 0, places:, :places] = torch.eye(places)
+    query[0, 0, :places, :places] = sharp * 8 * torch.eye(places).roll(1, dims=1)  # looks one to the right
+    assert matching_loss(query, key, flow, weight, height, width).item() == pytest.approx(0, abs=1e-6)
+    assert matching_loss(query.roll(1, dims=-1), key, flow, weight, height, width).item() == pytest.approx(sharp)
+    even = matching_loss(torch.zeros_like(query), key, flow, weight, height, width).item()
+    assert even == pytest.approx(np.log(places))
+    weight[0, 1], weight[0, 2, 5:7] = 0.0, 1.0  # from frame 1, whose queries are zero, to frame 0
+    key[0, 0, :places, :places] = torch.eye(places)
+    query[0, 0, places:, :places] = sharp * 8 * (torch.eye(places) + torch.eye(places).roll(-1, dims=1))
+    assert matching_loss(query, key, flow, weight, height, width).item() == pytest.approx(np.log(2), abs=1e-6)
+
+
+def test_clips_teach_the_attention_to_follow_points(tmp_path):
+    def trained(followed, name):
+        torch.manual_seed(0)
+        transformer = build_dit()
+        generator = torch.Generator().manual_seed(0)
+        latents = torch.randn(2, 5, CHANNELS, 16, 16, generator=generator)
+        clips = Examples(
+            latents, torch.randn(2, LENGTH, 64, generator=generator), torch.ones(2, 5, 16, 16), torch.ones(2)
+        )
+        clips = clips._replace(followed=followed)
+        train_dit("video", transformer, clips, clips, clips.text[0], 8, 2, 0, 3e-3, tmp_path / f"{name}.pt", 0)
+        with torch.no_grad():
+            read = read_blocks(transformer, latents[:1], 0, clips.text[:1], [ALIKE])[ALIKE]
+        flow, weight = points_followed([make_clip(1, frames=FRAMES)], 8, 8)
+        return matching_loss(read.query[None], read.key[None], flow, weight, 8, 8)
+
+    assert trained(points_followed([make_clip(1, frames=FRAMES)] * 2, 8, 8), "with") < 0.9 * trained(None, "without")
 
 
 def test_the_measure_tells_the_worlds_reversed_references_apart():
