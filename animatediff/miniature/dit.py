@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,7 +192,8 @@ def train_dit(
     alphas = build_dit_scheduler().alphas_cumprod.float()
     dialect = CogVideoX(transformer)
     table = dialect.default_positions(1, *frames.latents.shape[-2:])  # 1 h*w/4 c
-    table = rearrange(table, "1 (h w) c -> h w c", h=frames.latents.shape[-2] // dialect.patch)
+    grid = [side // dialect.patch for side in frames.latents.shape[-2:]]
+    table = rearrange(table, "1 (h w) c -> h w c", h=grid[0])
 
     def loss_at(
         clean: Tensor, weight: Tensor, text: Tensor, time: Tensor, places: Tensor | None, generator: torch.Generator
@@ -207,21 +208,19 @@ def train_dit(
             predicted = transformer(noisy, prompt, time).sample
         return velocity_loss(predicted, clean, noise, alphas[time], weight / weight.mean())
 
-    def matching(clip: Tensor, seen: Mapping[int, tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-        query, key, _ = seen[ALIKE]
-        flow, counts = (values[clip] for values in whole.followed)
-        return matching_loss(query, key, flow, counts, *(side // dialect.patch for side in whole.latents.shape[-2:]))
-
     def clips_loss(clip: Tensor, clean: Tensor, weight: Tensor, generator: torch.Generator) -> Tensor:
         time = torch.randint(len(alphas), (batch,), generator=generator)
         with in_force(dialect, clean, None, None, tapped=[ALIKE]) as taps, capture(taps) as seen:
             loss = loss_at(clean, weight[:, :, None], whole.text[clip], time, None, generator)
             if whole.followed is None:
                 return loss
-            at_noise = matching(clip, seen)
+            at_noise = seen[ALIKE]
             with stop_after(taps[ALIKE]), torch.autocast(clean.device.type, torch.bfloat16):
                 dialect.run(clean, 0, empty.expand(batch, -1, -1), None)
-            return loss + MATCHING * (at_noise + matching(clip, seen))
+            flow, counts = (values[clip] for values in whole.followed)
+            for query, key, _ in (at_noise, seen[ALIKE]):
+                loss = loss + MATCHING * matching_loss(query, key, flow, counts, *grid)
+            return loss
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         clip, clean, weight = _drawn(whole, batch, generator)
