@@ -52,10 +52,15 @@ def measure_ditflow(setup: Setup) -> dict[str, Any]:
 def ditflow_times(setup: Setup) -> dict[str, Any]:
     """Median seconds with ratios to the published form, and the largest difference of each guided result from it."""
     steps = _steps(_network(setup), setup)
-    results = {name: steps[name]() for name in STEPS if name != "plain"}
-    differences = {name: (latents - results["published"]).abs().max().item() for name, latents in results.items()}
-    times = summarise(interleave(steps, setup.device, setup.rounds, setup.seconds), "published")
-    return {"time": times, "difference": differences, "tokens": _tokens(setup)}
+    results: dict[str, torch.Tensor] = {}  # of each step's last call
+
+    def kept(name: str) -> Callable[[], None]:
+        return lambda: results.update({name: steps[name]()})
+
+    times = interleave({name: kept(name) for name in STEPS}, setup.device, setup.rounds, setup.seconds)
+    guided = {name: results[name] for name in STEPS if name != "plain"}
+    differences = {name: (latents - guided["published"]).abs().max().item() for name, latents in guided.items()}
+    return {"time": summarise(times, "published"), "difference": differences, "tokens": _tokens(setup)}
 
 
 def ditflow_memory(setup: Setup, name: str) -> dict[str, int]:
