@@ -44,9 +44,8 @@ class DitConfig:
     video_pieces: int = option(96, "the same beside a step's clips", least=0, most=4096)
     camera_share: float = option(0.4, "of the clips drawn: those with a moving camera", least=0, most=1)
     star_weight: float = option(
-        3.0, "how much oftener a star is drawn: outlines like its are the hardest to keep", least=0.01, most=100
+        2.0, "how much oftener a star is drawn: its outline is the hardest to keep", least=0.01, most=100
     )
-    cross_weight: float = option(3.0, "the same of a cross", least=0.01, most=100)
     background_weight: float = option(
         2.0, "of places on the background in clips, beside the subject's 8", least=0.01, most=100
     )
@@ -102,8 +101,7 @@ def _examples(
     text = encode_captions(encoder, tokenizer, [clip.caption for clip in clips])
     background = 1.0 if length == 1 else config.background_weight
     importance = video_importance(clips, latents.shape[-2:], background)[:, : latents.shape[1]]
-    oftener = {"star": config.star_weight, "cross": config.cross_weight}
-    chances = torch.tensor([oftener.get(clip.content.shape, 1.0) for clip in clips])
+    chances = torch.tensor([config.star_weight if clip.content.shape == "star" else 1.0 for clip in clips])
     if length == 1:
         return Examples(latents, text, importance, chances)
     chances *= camera_chances([clip.motion.moves_camera for clip in clips], config.camera_share)
