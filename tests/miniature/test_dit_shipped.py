@@ -36,6 +36,11 @@ def test_a_subject_follows_the_reference_and_without_one_it_does_not(job, tmp_pa
         assert found["colour"]
 
 
+def test_the_camera_follows_the_reference(tmp_path):
+    pan = next(job for job in heldout_jobs(12, frames=FRAMES, anchored=False) if job.reference.motion.family == "pan")
+    assert score(made(pan, tmp_path), pan)["camera"] > 0.7
+
+
 def test_the_weights_are_small():
     files = [path for path in (ROOT / "models" / "miniature_dit").rglob("*") if path.is_file()]
     assert 8e6 < sum(path.stat().st_size for path in files) <= 12e6
