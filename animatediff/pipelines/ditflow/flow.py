@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from animatediff.errors import UserError
 
 MAP_ENTRIES = 2**24  # entries of attention maps formed at once: 64 MiB in float32
+KEPT_ENTRIES = 2**25  # entries of all maps together up to which they are kept for the backward pass
 
 
 def attention_motion_flow(
@@ -32,7 +33,7 @@ def attention_motion_flow(
     the largest entry, whole numbers.
 
     The mean over heads of q k^T is one product of the concatenated heads, so one map per pair of frames is formed, a
-    few pairs at a time, and formed again in the backward pass.
+    few pairs at a time, and above KEPT_ENTRIES formed again in the backward pass.
     """
     heads, tokens, width_of_head = query.shape
     if tokens != frames * height * width or key.shape != query.shape:
@@ -49,10 +50,11 @@ def attention_motion_flow(
     together = max(1, MAP_ENTRIES // (height * width) ** 2)
     form = _hard_coordinates if hard else _soft_coordinates
     differentiable = torch.is_grad_enabled() and not hard and (query.requires_grad or key.requires_grad)
+    formed_again = differentiable and tokens**2 > KEPT_ENTRIES
     rows = []
     for i in range(frames):
         for targets in key.split(together):
-            if differentiable:
+            if formed_again:
                 looked_at = checkpoint(
                     form, query[i], targets, coordinates, use_reentrant=False, preserve_rng_state=False
                 )

@@ -82,6 +82,21 @@ class TestFlow:
         assert torch.allclose(parts, whole, atol=1e-6)
         assert torch.allclose(torch.autograd.grad(parts.square().sum(), query)[0], gradient, rtol=1e-4, atol=1e-5)
 
+    def test_maps_kept_and_formed_again_give_one_gradient(self, monkeypatch):
+        query, key = random(2, 24, 8).requires_grad_(), random(2, 24, 8, seed=1)
+
+        def gradient():
+            flow_of_tokens = attention_motion_flow(query, key, 2, 3, 4)
+            return flow_of_tokens, torch.autograd.grad(flow_of_tokens.square().sum(), query)[0]
+
+        kept = gradient()
+        formed, form = [], flow._soft_coordinates
+        monkeypatch.setattr(flow, "KEPT_ENTRIES", 24**2 - 1)
+        monkeypatch.setattr(flow, "_soft_coordinates", lambda *args: formed.append(1) or form(*args))
+        again = gradient()
+        assert all(torch.equal(one, other) for one, other in zip(kept, again, strict=True))
+        assert len(formed) == 4  # both frames' maps, twice
+
     def test_half_precision_is_worked_on_in_float32(self):
         query, key = random(2, 24, 8).half(), random(2, 24, 8, seed=1).half()
         assert torch.equal(
